@@ -1,0 +1,1 @@
+"""The software ConnectX: an adapter with one PF and its VFs, without the silicon."""

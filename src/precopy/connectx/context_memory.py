@@ -1,0 +1,125 @@
+"""Context memory: where a function keeps its contexts, tracked by page.
+
+All that a function knows lives here and nowhere else, so that a save is a copy of pages and a load
+puts them back, whatever the number of contexts. One address space a function, divided into tables
+of equal slots; pages that were never written take no memory.
+"""
+
+import mmap
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE_SIZE = 4096
+
+#: Linux; the mmap module has no name for it.
+_MAP_NORESERVE = 0x4000
+
+Pages = NDArray[np.int64]
+
+
+class TableSpec(NamedTuple):
+    """A table: ``slots`` of ``slot_bytes`` bytes each (a divisor or a multiple of a page)."""
+
+    slot_bytes: int
+    slots: int
+
+
+class Table:
+    """Slots of one kind of context, numbered from 0. A slot starts as zeroes."""
+
+    def __init__(self, memory: "ContextMemory", base: int, spec: TableSpec) -> None:
+        self.base = base
+        self.slot_bytes, self.slots = spec
+        self._memory = memory
+        self._first_page = base // PAGE_SIZE
+        #: Every byte of the table as rows of slots: for work on all slots at once, reading only.
+        self.rows: NDArray[np.uint8] = memory.bytes[base : base + self.slots * self.slot_bytes]
+        self.rows = self.rows.reshape(self.slots, self.slot_bytes)
+        self.rows.flags.writeable = False
+
+    def slot(self, number: int) -> memoryview:
+        """Slot ``number``, for reading. IndexError outside the table."""
+        if not 0 <= number < self.slots:
+            raise IndexError(f"no slot {number} among {self.slots}")
+        start = self.base + number * self.slot_bytes
+        return self._memory.view[start : start + self.slot_bytes]
+
+    def edit(self, number: int) -> memoryview:
+        """Slot ``number``, for writing: its pages count as written from now."""
+        slot = self.slot(number)
+        start = self.base + number * self.slot_bytes
+        self._memory.touch(start, self.slot_bytes)
+        return slot
+
+    def edit_bytes(self, offset: int, length: int) -> memoryview:
+        """``length`` bytes at byte ``offset`` of the table, for writing (long runs of slots)."""
+        start = self.base + offset
+        if offset < 0 or offset + length > self.slots * self.slot_bytes:
+            raise IndexError(f"bytes {offset}+{length} are outside the table")
+        self._memory.touch(start, length)
+        return self._memory.view[start : start + length]
+
+
+class ContextMemory:
+    """The tables of one function, and which of their pages are in use and which have changed."""
+
+    def __init__(self, tables: Mapping[str, TableSpec]) -> None:
+        size = sum(self._span(spec) for spec in tables.values())
+        # Reserved, not committed: a page costs memory once it is written.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._map = mmap.mmap(-1, max(size, PAGE_SIZE), flags=flags)
+        self.view = memoryview(self._map)
+        self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
+        #: The same bytes as rows of pages.
+        self.pages: NDArray[np.uint8] = self.bytes.reshape(-1, PAGE_SIZE)
+        self._present = np.zeros(len(self.pages), dtype=np.bool_)
+        self._dirty = np.zeros(len(self.pages), dtype=np.bool_)
+        self.tables: dict[str, Table] = {}
+        base = 0
+        for name, spec in tables.items():
+            self.tables[name] = Table(self, base, spec)
+            base += self._span(spec)
+
+    @staticmethod
+    def _span(spec: TableSpec) -> int:
+        return -(-spec.slot_bytes * spec.slots // PAGE_SIZE) * PAGE_SIZE
+
+    def touch(self, start: int, length: int) -> None:
+        """Note that ``length`` bytes at address ``start`` are about to be written."""
+        first, last = start // PAGE_SIZE, (start + length - 1) // PAGE_SIZE
+        if first == last:
+            self._present[first] = self._dirty[first] = True
+        else:
+            self._present[first : last + 1] = True
+            self._dirty[first : last + 1] = True
+
+    def present_pages(self) -> Pages:
+        """Numbers of the pages ever written, ascending."""
+        return np.flatnonzero(self._present)
+
+    def dirty_pages(self) -> Pages:
+        """Numbers of the pages written since they were last taken, ascending."""
+        return np.flatnonzero(self._dirty)
+
+    def take(self, pages: Pages) -> None:
+        """Forget that ``pages`` are dirty: their present content has been saved."""
+        self._dirty[pages] = False
+
+    def restore(self, pages: Pages, content: NDArray[np.uint8]) -> None:
+        """Put ``content`` (rows of pages) in the place of ``pages``; they count as written."""
+        self.pages[pages] = content
+        self._present[pages] = True
+        self._dirty[pages] = True
+
+    def used_bytes(self) -> int:
+        """Bytes of the pages ever written."""
+        return int(np.count_nonzero(self._present)) * PAGE_SIZE
+
+    def clear(self) -> None:
+        """Back to zeroes, as after a reset; the memory is given back."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+        self._present[:] = False
+        self._dirty[:] = False

@@ -1,0 +1,69 @@
+"""What a migration needs of the guest that works on a device, where there is one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from precopy.pci.memory import GuestMemory, RegionSpec
+from precopy.vfio.device import VfioDevice
+
+
+@dataclass(frozen=True, slots=True)
+class GuestCounts:
+    """What a guest knows of its messages. A migration is good only when all four faults are 0."""
+
+    sent: int = 0
+    received: int = 0
+    lost: int = 0
+    doubled: int = 0
+    reordered: int = 0
+    damaged: int = 0
+    #: Completions with an error, and a work queue that stands still though it should not.
+    failed: int = 0
+
+    @property
+    def faults(self) -> int:
+        return self.lost + self.doubled + self.reordered + self.damaged + self.failed
+
+
+class Guest(Protocol):
+    """A guest: software that keeps all it knows in its memory, so that it goes where that goes."""
+
+    @property
+    def memory(self) -> GuestMemory: ...
+
+    def start(self) -> None:
+        """Run, from what the memory says (at power-on: from the beginning)."""
+
+    def pause(self) -> None:
+        """Stop the vCPUs: on return no instruction of the guest runs until ``start``."""
+
+    def counts(self) -> GuestCounts:
+        """What it has seen so far; may be asked while it runs."""
+
+    def settle(self, timeout: float) -> GuestCounts:
+        """Send nothing more, wait up to ``timeout`` seconds until all that was sent has arrived.
+
+        Messages that have not arrived by then are counted as lost.
+        """
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Opened:
+    """A device that a backend has opened, and the guest on it.
+
+    ``adopt_guest`` is there where the device can take the guest of a source: called with the
+    regions of its memory, it gives the guest, not yet started, whose memory is to be filled.
+    """
+
+    device: VfioDevice
+    guest: Guest | None = None
+    adopt_guest: Callable[[Sequence[RegionSpec]], Guest] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def close(self) -> None:
+        if self.guest is not None:
+            self.guest.close()
+        self.device.close()
