@@ -22,10 +22,10 @@ class GeneralCap(Layout):
     log_max_eq_sz = Field(0xE0, 8)
     log_max_mkey = Field(0xEA, 6)
     log_max_eq = Field(0xFC, 4)
-    port_type = Field(0x1A2, 2)
+    port_type = Field(0x1B6, 2)
     log_max_msg = Field(0x1C3, 5)
     cqe_version = Field(0x1FC, 4)
-    log_max_pd = Field(0x323, 5)
+    log_max_pd = Field(0x32B, 5)
     adv_virtualization = Field(0x579, 1)
     migration = Field(0x68D, 1)
 

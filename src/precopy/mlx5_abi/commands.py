@@ -203,6 +203,7 @@ class CreateEqIn(Inbox):
 
     SIZE = 272
     eqc = Nested(0x80, Eqc)
+    #: The first 64 event types; all that exist here.
     event_bitmask = Field(0x2C0, 0x40)
 
 

@@ -37,7 +37,7 @@ class AddressPath(Layout):
     grh = Field(0x28, 1)
     mlid = Field(0x29, 7)
     rlid = Field(0x30, 0x10)
-    vhca_port_num = Field(0x108, 8)
+    vhca_port_num = Field(0x128, 8)
 
 
 class Qpc(Layout):

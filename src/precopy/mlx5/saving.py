@@ -1,0 +1,444 @@
+"""The saving file: images of the VF in the order in which they were saved, to be read as a stream.
+
+From PRE_COPY on the user holds this file and may read it or not; it may go to STOP_COPY with nothing
+yet read. So saves only ever append to the queue, and the final image has a buffer of its own that is
+set aside at the beginning (two in chunk mode).
+
+Threads: the driver's state lock is held by whoever starts a save or closes the file; ``_changed``
+guards the queue and the state, which readers and the firmware's completions share with it.
+"""
+
+import enum
+import errno
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from precopy.mlx5.buffers import BufferPool, DataBuffer, Direction, pages_for
+from precopy.mlx5.commands import Commands, SaveResult, StateSize
+from precopy.mlx5.copying import copy
+from precopy.mlx5_abi.commands import VhcaMigrationState
+from precopy.mlx5_abi.records import (
+    HEADER_SIZE,
+    MAX_SAVE_SIZE,
+    SIZE_RECORD_BYTES,
+    RecordHeader,
+    Tag,
+    size_record,
+)
+from precopy.mlx5_abi.status import Status
+from precopy.vfio.device import Buffer, MigrationFile, PrecopyInfo
+from precopy.vfio.errors import refuse
+from precopy.vfio.uapi import PrecopyInfoFlags
+
+#: In chunk mode the final state goes through this many buffers, at most this large each.
+NUM_CHUNKS = 2
+MAX_CHUNK_SIZE = 8 << 20
+
+
+class FileState(enum.Enum):
+    """Where a saving file stands (``enum mlx5_vf_migf_state``)."""
+
+    #: The first save has not completed.
+    NEW = enum.auto()
+    #: Dead: the session is over or has failed.
+    ERROR = enum.auto()
+    #: A save in PRE_COPY was refused for the state the VHCA was in; the final image will be full.
+    PRE_COPY_ERROR = enum.auto()
+    PRE_COPY = enum.auto()
+    #: The final state is being saved.
+    SAVE_STOP_COPY_CHUNK = enum.auto()
+    #: All of it is in the queue.
+    COMPLETE = enum.auto()
+
+
+#: States in which an empty queue is a temporary end.
+_TEMPORARY_END = frozenset({FileState.PRE_COPY, FileState.PRE_COPY_ERROR})
+
+
+@dataclass(slots=True)
+class _Queued:
+    """Bytes of the stream: ``view``, and the buffer that is free once they have been read."""
+
+    view: memoryview
+    buffer: DataBuffer | None
+    read: int = 0
+
+
+class SavingFile(MigrationFile):
+    """The data_fd of a saving session. See :class:`MigrationFile` for what each call raises.
+
+    ``ask_info`` and ``more_chunks`` are the driver's: the first answers VFIO_MIG_GET_PRECOPY_INFO
+    under the state lock, the second runs :meth:`save_chunk` later, under the state lock.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        vhca_id: int,
+        *,
+        chunk_mode: bool,
+        ask_info: Callable[["SavingFile"], PrecopyInfo],
+        more_chunks: Callable[["SavingFile", int, int], None],
+    ) -> None:
+        self._commands = commands
+        self._vhca_id = vhca_id
+        self._chunk_mode = chunk_mode
+        self._ask_info = ask_info
+        self._more_chunks = more_chunks
+        self._changed = threading.Condition()
+        self._state = FileState.NEW
+        self._queue: deque[_Queued] = deque()
+        self._in_flight = False
+        self._nonblocking = False
+        self._closed = False
+        self._position = 0
+        self._end = 0
+        self._initial_start = 0
+        self._initial_bytes = 0
+        self._ready_chunks = 0
+        self._delayed_chunk_size = 0
+        #: The buffers set aside for the final state; None while one is in use.
+        self._reserved: list[DataBuffer | None] = []
+        self._pool = BufferPool(commands)
+
+    # --- What the driver does, holding its state lock -----------------------------------------
+
+    @property
+    def state(self) -> FileState:
+        return self._state
+
+    def open(self, *, track: bool) -> None:
+        """Query, set buffers aside, queue the size record and start the first, full save.
+
+        On error nothing is left behind.
+        """
+        try:
+            size = self._commands.query_state(
+                self._vhca_id, incremental=False, chunk=self._chunk_mode
+            )
+            self._set_aside(size, track)
+            reserved = self._reserved[0]
+            assert reserved is not None
+            with self._changed:
+                self._append(memoryview(size_record(reserved.size)), None)
+                if track:
+                    self._initial_bytes = SIZE_RECORD_BYTES
+            if track:
+                buffer = self._pool.new(reserved.pages, Direction.FROM_DEVICE)
+            else:
+                buffer, self._reserved[0] = reserved, None
+            try:
+                self._save(buffer, incremental=False, track=track, final=not track)
+            except BaseException:
+                buffer.free()
+                raise
+        except BaseException:
+            self.end()
+            raise
+
+    def _set_aside(self, size: StateSize, track: bool) -> None:
+        """Buffers for the final state, which may have grown by the time it is saved."""
+        length = size.required
+        if self._chunk_mode:
+            length = max(length, min(MAX_CHUNK_SIZE, size.total))
+        elif track:
+            length += length // 10
+        length = min(length, MAX_SAVE_SIZE)
+        for number in range(NUM_CHUNKS if self._chunk_mode else 1):
+            buffer = self._pool.get(pages_for(length), Direction.FROM_DEVICE)
+            buffer.chunk = number + 1 if self._chunk_mode else 0
+            self._reserved.append(buffer)
+
+    def query(self, *, incremental: bool = True) -> StateSize:
+        """How large the next save will be, once none is in flight."""
+        self.wait_for_save()
+        return self._commands.query_state(
+            self._vhca_id, incremental=incremental, chunk=self._chunk_mode
+        )
+
+    def info(self, *, running: bool, want_reinit: bool) -> PrecopyInfo:
+        """VFIO_MIG_GET_PRECOPY_INFO, and a save where there is something new to be read.
+
+        ``running``: in PRE_COPY; a suspended VF (PRE_COPY_P2P) can't be saved with tracking, so
+        nothing is asked of the firmware. ENODEV when the session has failed.
+        """
+        size = StateSize(0, 0, 0)
+        self.wait_for_save()
+        self._require_alive()
+        if running and self._state is not FileState.PRE_COPY_ERROR:
+            size = self.query()
+        reinit = want_reinit and size.state == VhcaMigrationState.INIT
+        with self._changed:
+            self._require_alive()
+            unread = self._end - self._position
+            initial = self._initial_start + self._initial_bytes - self._position
+            dirty = 0
+            if reinit:
+                # What is unread has to be read before the new initial state: it counts as such.
+                self._initial_start, self._initial_bytes = self._position, unread
+                initial = unread + size.required
+            elif initial <= 0:
+                initial, dirty = 0, unread + size.required
+        if size.required and (reinit or not unread):
+            self._save_increment(size.required, reinit)
+            if reinit:
+                initial += HEADER_SIZE
+            else:
+                dirty += HEADER_SIZE
+        flags = PrecopyInfoFlags.REINIT if reinit else PrecopyInfoFlags(0)
+        return PrecopyInfo(initial, dirty, flags)
+
+    def _save_increment(self, size: int, reinit: bool) -> None:
+        try:
+            buffer = self._pool.get(pages_for(size), Direction.FROM_DEVICE)
+            buffer.initial = reinit
+            try:
+                self._save(buffer, incremental=True, track=True)
+            except BaseException:
+                self._pool.put(buffer)
+                raise
+        except OSError:
+            self._fail()
+            raise
+
+    def save_final(self) -> None:
+        """Save the final image of a session that began with PRE_COPY; the VF is stopped."""
+        self.wait_for_save()
+        self._require_alive()
+        try:
+            # After a failed save there is nothing to be incremental to.
+            size = self.query(incremental=self._state is not FileState.PRE_COPY_ERROR)
+            self._save_reserved(0, size.required, incremental=True)
+        except OSError:
+            self._fail()
+            raise
+
+    def save_chunk(self, number: int, size: int) -> None:
+        """Save the next chunk of the final state into reserved buffer ``number`` (1 or 2)."""
+        if self._state is FileState.ERROR:
+            return
+        try:
+            self._save_reserved(number - 1, size, incremental=True)
+        except OSError:
+            self._fail()
+
+    def _save_reserved(self, index: int, size: int, *, incremental: bool) -> None:
+        buffer = self._reserved[index]
+        assert buffer is not None, "a chunk is saved only after its buffer has been read"
+        self._reserved[index] = None
+        if buffer.pages < pages_for(size):
+            chunk = buffer.chunk
+            self._pool.put(buffer)
+            buffer = self._pool.get(pages_for(size), Direction.FROM_DEVICE)
+            buffer.chunk = chunk
+        try:
+            self._save(buffer, incremental=incremental, track=False, final=True)
+        except BaseException:
+            self._pool.put(buffer)
+            raise
+
+    def cancel(self) -> bool:
+        """Leave PRE_COPY: a full save that ends tracking, whose image nobody reads.
+
+        Whether it succeeded. OSError where it could not be started; the session then goes on.
+        """
+        # The kernel (7.3) refuses to leave PRE_COPY with ENODEV once a save has failed, so that only
+        # a reset helps; here the cleanup is tried all the same, sized by a full query.
+        failed = self._state is FileState.ERROR
+        size = self.query(incremental=not failed)
+        buffer = self._pool.get(pages_for(max(size.required, 1)), Direction.FROM_DEVICE)
+        try:
+            self._save(buffer, incremental=False, track=False)
+        except BaseException:
+            self._pool.put(buffer)
+            raise
+        self.wait_for_save()
+        return failed or self._state is not FileState.ERROR
+
+    def _save(
+        self, buffer: DataBuffer, *, incremental: bool, track: bool, final: bool = False
+    ) -> None:
+        self.wait_for_save()
+        if self._state is FileState.PRE_COPY_ERROR:
+            incremental = False
+        with self._changed:
+            before = self._state
+            if final:
+                self._state = FileState.SAVE_STOP_COPY_CHUNK
+            self._in_flight = True
+        try:
+            self._commands.save(
+                self._vhca_id,
+                buffer.mkey,
+                buffer.size,
+                incremental=incremental,
+                track=track,
+                done=lambda result: self._saved(buffer, final, result),
+            )
+        except BaseException:
+            with self._changed:
+                self._in_flight = False
+                self._state = before
+                self._changed.notify_all()
+            raise
+
+    def wait_for_save(self) -> None:
+        """Return once no save is in flight. Only the holder of the state lock may start another."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._in_flight)
+
+    def end(self) -> None:
+        """End the session: the file is dead from now, its buffers are freed."""
+        self.wait_for_save()
+        with self._changed:
+            self._state = FileState.ERROR
+            queued = [item.buffer for item in self._queue if item.buffer is not None]
+            self._queue.clear()
+            self._changed.notify_all()
+            reserved = [buffer for buffer in self._reserved if buffer is not None]
+            self._reserved = []
+            self._pool.close(reserved, queued)
+
+    def _fail(self) -> None:
+        with self._changed:
+            self._state = FileState.ERROR
+            self._changed.notify_all()
+
+    # --- The firmware's completion of a save --------------------------------------------------
+
+    def _saved(self, buffer: DataBuffer, final: bool, result: SaveResult) -> None:
+        """Runs in the firmware's thread; takes the file's lock only."""
+        chunk = 0
+        with self._changed:
+            sound = 0 < result.image_size <= buffer.size
+            if result.status == Status.OK and sound and self._state is not FileState.ERROR:
+                chunk = self._append_image(buffer, final, result)
+                next_size = result.next_required
+            else:
+                self._pool.put(buffer)
+                refused = result.status == Status.BAD_RES_STATE and not final
+                if refused and self._state is not FileState.ERROR:
+                    self._state = FileState.PRE_COPY_ERROR
+                else:
+                    self._state = FileState.ERROR
+            self._in_flight = False
+            self._changed.notify_all()
+        if chunk:
+            self._more_chunks(self, chunk, next_size)
+
+    def _append_image(self, buffer: DataBuffer, final: bool, result: SaveResult) -> int:
+        """Queue header and image; the number of the chunk to be saved now, or 0."""
+        first = self._state in (FileState.NEW, FileState.PRE_COPY_ERROR) and not final
+        size = result.image_size
+        self._append(memoryview(RecordHeader(size, 0, Tag.FW_DATA).pack()), None)
+        self._append(buffer.view[:size], buffer)
+        if first or buffer.initial:
+            self._initial_bytes += HEADER_SIZE + size
+            buffer.initial = False
+        if first:
+            self._state = FileState.PRE_COPY
+        following = result.next_required if buffer.chunk else 0
+        if buffer.chunk:
+            self._ready_chunks += 1
+        if final and not following:
+            self._state = FileState.COMPLETE
+        if following and self._ready_chunks >= NUM_CHUNKS:
+            # Both buffers hold data: the next save waits until one has been read.
+            self._delayed_chunk_size = following
+            return 0
+        return buffer.chunk % NUM_CHUNKS + 1 if following else 0
+
+    def _append(self, view: memoryview, buffer: DataBuffer | None) -> None:
+        self._queue.append(_Queued(view, buffer))
+        self._end += len(view)
+
+    # --- What the user does -------------------------------------------------------------------
+
+    def _ended(self) -> bool:
+        """Whether a read would not block."""
+        if self._queue or self._state in (FileState.ERROR, FileState.COMPLETE):
+            return True
+        return self._state in _TEMPORARY_END and not self._in_flight
+
+    def _require_alive(self) -> None:
+        if self._state is FileState.ERROR:
+            raise refuse(errno.ENODEV, "the saving session has ended or failed")
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        target = memoryview(buffer).cast("B")
+        if self._closed:
+            raise refuse(errno.EBADF, "the saving file is closed")
+        with self._changed:
+            if not self._ended():
+                if self._nonblocking:
+                    # The kernel (7.3) answers ENOMSG here while a save of PRE_COPY is in flight.
+                    raise refuse(errno.EAGAIN, "the device's state is still being saved")
+                self._changed.wait_for(self._ended)
+            self._require_alive()
+            if not self._queue:
+                if self._state is FileState.COMPLETE:
+                    return 0
+                raise refuse(errno.ENOMSG, "no more state for now; the device is in PRE_COPY")
+            done = 0
+            following: list[tuple[int, int]] = []
+            while done < len(target) and self._queue:
+                done += self._consume(target[done:], following)
+        for number, size in following:
+            self._more_chunks(self, number, size)
+        return done
+
+    def _consume(self, target: memoryview, following: list[tuple[int, int]]) -> int:
+        head = self._queue[0]
+        count = min(len(target), len(head.view) - head.read)
+        copy(target[:count], head.view[head.read : head.read + count])
+        head.read += count
+        self._position += count
+        if head.read == len(head.view):
+            self._queue.popleft()
+            if head.buffer is not None:
+                self._give_back(head.buffer, following)
+        return count
+
+    def _give_back(self, buffer: DataBuffer, following: list[tuple[int, int]]) -> None:
+        if not buffer.chunk:
+            self._pool.keep(buffer)
+            return
+        self._reserved[buffer.chunk - 1] = buffer
+        self._ready_chunks -= 1
+        if self._delayed_chunk_size:
+            following.append((buffer.chunk, self._delayed_chunk_size))
+            self._delayed_chunk_size = 0
+
+    def write(self, data: Buffer) -> int:
+        raise refuse(errno.EBADF, "a saving file can't be written")
+
+    def precopy_info(self) -> PrecopyInfo:
+        if self._closed:
+            raise refuse(errno.EBADF, "the saving file is closed")
+        return self._ask_info(self)
+
+    def poll(self, events: int = select.POLLIN, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while True:
+                ready = 0
+                if self._state is FileState.ERROR:
+                    ready = select.POLLIN | select.POLLRDHUP
+                elif self._queue or self._state is FileState.COMPLETE:
+                    ready = select.POLLIN
+                # POLLRDHUP comes asked for or not, as POLLHUP would.
+                ready &= events | select.POLLRDHUP
+                left = None if deadline is None else deadline - time.monotonic()
+                if ready or (left is not None and left <= 0):
+                    return ready
+                self._changed.wait(left)
+
+    def set_nonblocking(self, nonblocking: bool) -> None:
+        self._nonblocking = nonblocking
+
+    def close(self) -> None:
+        self._closed = True
