@@ -73,8 +73,7 @@ class Commands:
         self.detached = False
 
     def _execute(self, inbox: Inbox, opcode: Opcode) -> Outbox:
-        if self.detached:
-            raise refuse(errno.ENOTCONN, f"{opcode.name}: the VF is gone (SR-IOV was switched off)")
+        self.require_attached()
         inbox.opcode = opcode
         outbox = COMMANDS[opcode].outbox(self.port.execute(bytes(inbox.buf)))
         if outbox.status != Status.OK:

@@ -198,6 +198,7 @@ class Mlx5VfioDevice(VfioDevice):
         self._require_migratable()
         handed_out: MigrationFile | None = None
         with self._state_lock():
+            self._commands.require_attached()
             step = next_state(self._state, new, self.migration_flags)
             while step is not self._state:
                 try:

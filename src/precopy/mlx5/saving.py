@@ -55,6 +55,17 @@ class FileState(enum.Enum):
     COMPLETE = enum.auto()
 
 
+class SaveKind(enum.Enum):
+    """What a save is for."""
+
+    #: An image of PRE_COPY; the VHCA goes on being tracked.
+    TRACKED = enum.auto()
+    #: The final state, or a chunk of it.
+    FINAL = enum.auto()
+    #: The end of tracking on the way back to RUNNING; its image is for nobody.
+    CLEANUP = enum.auto()
+
+
 #: States in which an empty queue is a temporary end.
 _TEMPORARY_END = frozenset({FileState.PRE_COPY, FileState.PRE_COPY_ERROR})
 
@@ -132,7 +143,8 @@ class SavingFile(MigrationFile):
             else:
                 buffer, self._reserved[0] = reserved, None
             try:
-                self._save(buffer, incremental=False, track=track, final=not track)
+                kind = SaveKind.TRACKED if track else SaveKind.FINAL
+                self._save(buffer, kind, incremental=False)
             except BaseException:
                 buffer.free()
                 raise
@@ -197,7 +209,7 @@ class SavingFile(MigrationFile):
             buffer = self._pool.get(pages_for(size), Direction.FROM_DEVICE)
             buffer.initial = reinit
             try:
-                self._save(buffer, incremental=True, track=True)
+                self._save(buffer, SaveKind.TRACKED, incremental=True)
             except BaseException:
                 self._pool.put(buffer)
                 raise
@@ -212,7 +224,7 @@ class SavingFile(MigrationFile):
         try:
             # After a failed save there is nothing to be incremental to.
             size = self.query(incremental=self._state is not FileState.PRE_COPY_ERROR)
-            self._save_reserved(0, size.required, incremental=True)
+            self._save_reserved(0, size.required)
         except OSError:
             self._fail()
             raise
@@ -222,11 +234,11 @@ class SavingFile(MigrationFile):
         if self._state is FileState.ERROR:
             return
         try:
-            self._save_reserved(number - 1, size, incremental=True)
+            self._save_reserved(number - 1, size)
         except OSError:
             self._fail()
 
-    def _save_reserved(self, index: int, size: int, *, incremental: bool) -> None:
+    def _save_reserved(self, index: int, size: int) -> None:
         buffer = self._reserved[index]
         assert buffer is not None, "a chunk is saved only after its buffer has been read"
         self._reserved[index] = None
@@ -236,7 +248,7 @@ class SavingFile(MigrationFile):
             buffer = self._pool.get(pages_for(size), Direction.FROM_DEVICE)
             buffer.chunk = chunk
         try:
-            self._save(buffer, incremental=incremental, track=False, final=True)
+            self._save(buffer, SaveKind.FINAL, incremental=True)
         except BaseException:
             self._pool.put(buffer)
             raise
@@ -250,34 +262,35 @@ class SavingFile(MigrationFile):
         # a reset helps; here the cleanup is tried all the same, sized by a full query.
         failed = self._state is FileState.ERROR
         size = self.query(incremental=not failed)
-        buffer = self._pool.get(pages_for(max(size.required, 1)), Direction.FROM_DEVICE)
+        buffer = None
+        if size.required:
+            buffer = self._pool.get(pages_for(size.required), Direction.FROM_DEVICE)
         try:
-            self._save(buffer, incremental=False, track=False)
+            self._save(buffer, SaveKind.CLEANUP, incremental=False)
         except BaseException:
-            self._pool.put(buffer)
+            if buffer is not None:
+                self._pool.put(buffer)
             raise
         self.wait_for_save()
         return failed or self._state is not FileState.ERROR
 
-    def _save(
-        self, buffer: DataBuffer, *, incremental: bool, track: bool, final: bool = False
-    ) -> None:
+    def _save(self, buffer: DataBuffer | None, kind: SaveKind, *, incremental: bool) -> None:
         self.wait_for_save()
         if self._state is FileState.PRE_COPY_ERROR:
             incremental = False
         with self._changed:
             before = self._state
-            if final:
+            if kind is SaveKind.FINAL:
                 self._state = FileState.SAVE_STOP_COPY_CHUNK
             self._in_flight = True
         try:
             self._commands.save(
                 self._vhca_id,
-                buffer.mkey,
-                buffer.size,
+                buffer.mkey if buffer else 0,
+                buffer.size if buffer else 0,
                 incremental=incremental,
-                track=track,
-                done=lambda result: self._saved(buffer, final, result),
+                track=kind is SaveKind.TRACKED,
+                done=lambda result: self._saved(buffer, kind, result),
             )
         except BaseException:
             with self._changed:
@@ -310,29 +323,38 @@ class SavingFile(MigrationFile):
 
     # --- The firmware's completion of a save --------------------------------------------------
 
-    def _saved(self, buffer: DataBuffer, final: bool, result: SaveResult) -> None:
+    def _saved(self, buffer: DataBuffer | None, kind: SaveKind, result: SaveResult) -> None:
         """Runs in the firmware's thread; takes the file's lock only."""
         chunk = 0
         with self._changed:
-            sound = 0 < result.image_size <= buffer.size
-            if result.status == Status.OK and sound and self._state is not FileState.ERROR:
-                chunk = self._append_image(buffer, final, result)
-                next_size = result.next_required
+            if result.status == Status.OK and kind is SaveKind.CLEANUP:
+                if buffer is not None:
+                    self._pool.put(buffer)
+            elif result.status == Status.OK and self._fits(buffer, result):
+                assert buffer is not None
+                chunk = self._append_image(buffer, kind, result)
             else:
-                self._pool.put(buffer)
-                refused = result.status == Status.BAD_RES_STATE and not final
-                if refused and self._state is not FileState.ERROR:
-                    self._state = FileState.PRE_COPY_ERROR
-                else:
+                if buffer is not None:
+                    self._pool.put(buffer)
+                # Refused for the state that the VHCA is in: the device can still be moved, stopped.
+                refused = result.status == Status.BAD_RES_STATE and kind is not SaveKind.FINAL
+                if not refused or self._state is FileState.ERROR:
                     self._state = FileState.ERROR
+                else:
+                    self._state = FileState.PRE_COPY_ERROR
             self._in_flight = False
             self._changed.notify_all()
         if chunk:
-            self._more_chunks(self, chunk, next_size)
+            self._more_chunks(self, chunk, result.next_required)
 
-    def _append_image(self, buffer: DataBuffer, final: bool, result: SaveResult) -> int:
+    def _fits(self, buffer: DataBuffer | None, result: SaveResult) -> bool:
+        """Whether the image can be: not empty, not larger than its buffer, of a session alive."""
+        alive = self._state is not FileState.ERROR
+        return alive and buffer is not None and 0 < result.image_size <= buffer.size
+
+    def _append_image(self, buffer: DataBuffer, kind: SaveKind, result: SaveResult) -> int:
         """Queue header and image; the number of the chunk to be saved now, or 0."""
-        first = self._state in (FileState.NEW, FileState.PRE_COPY_ERROR) and not final
+        first = kind is SaveKind.TRACKED and self._state is not FileState.PRE_COPY
         size = result.image_size
         self._append(memoryview(RecordHeader(size, 0, Tag.FW_DATA).pack()), None)
         self._append(buffer.view[:size], buffer)
@@ -344,7 +366,7 @@ class SavingFile(MigrationFile):
         following = result.next_required if buffer.chunk else 0
         if buffer.chunk:
             self._ready_chunks += 1
-        if final and not following:
+        if kind is SaveKind.FINAL and not following:
             self._state = FileState.COMPLETE
         if following and self._ready_chunks >= NUM_CHUNKS:
             # Both buffers hold data: the next save waits until one has been read.

@@ -7,7 +7,7 @@
 ``device``
     :class:`VfioDevice` and :class:`MigrationFile`: what every backend offers
 ``guest``
-    what a migration needs of the guest that works on a device
+    what a migration needs of the guest that works on a device (imported from there: it uses ``pci``)
 ``errors``
     an ``OSError`` with the uAPI's errno and a sentence that says what was wrong
 """
@@ -20,7 +20,6 @@ from precopy.vfio.device import (
     VfioDevice,
 )
 from precopy.vfio.errors import refuse
-from precopy.vfio.guest import Guest, GuestCounts, Opened
 from precopy.vfio.states import DeviceState, MigrationFlags, next_state, path
 from precopy.vfio.uapi import Feature, FeatureFlags
 
@@ -34,9 +33,6 @@ __all__ = [
     "DmaRange",
     "Feature",
     "FeatureFlags",
-    "Guest",
-    "GuestCounts",
-    "Opened",
     "next_state",
     "path",
     "refuse",
