@@ -152,6 +152,9 @@ class FakeFirmware:
     def _save_vhca_state(self, asked: object, out: Outbox) -> str:
         inc, track = asked.incremental, asked.set_track  # type: ignore[attr-defined]
         index, size = asked.mkey >> 8, asked.size  # type: ignore[attr-defined]
+        if index == 0:
+            assert size == 0
+            return f"SAVE nothing inc={inc} track={track}"
         address, length = self.keys[index]
         assert size == length
         count = min(self._asked, size)

@@ -54,6 +54,33 @@ class Table:
         self._memory.touch(start, self.slot_bytes)
         return slot
 
+    def present_slots(self) -> Pages:
+        """Numbers of the slots on pages ever written, ascending; all others are zeroes."""
+        pages = self._memory.present_pages()
+        last = self._first_page + -(-self.slots * self.slot_bytes // PAGE_SIZE)
+        low, high = np.searchsorted(pages, (self._first_page, last))
+        pages = pages[low:high] - self._first_page
+        if self.slot_bytes >= PAGE_SIZE:
+            return np.unique(pages * PAGE_SIZE // self.slot_bytes)
+        per_page = PAGE_SIZE // self.slot_bytes
+        slots = (pages[:, None] * per_page + np.arange(per_page)).ravel()
+        kept: Pages = slots[slots < self.slots]
+        return kept
+
+    def flagged_slots(self, byte: int, flag: int) -> Pages:
+        """Numbers of the slots whose byte ``byte`` has ``flag`` set, ascending."""
+        slots = self.present_slots()
+        return slots[(self.rows[slots, byte] & flag) != 0]
+
+    @property
+    def first_page(self) -> int:
+        """Its first page, among those of the whole memory."""
+        return self._first_page
+
+    @property
+    def page_count(self) -> int:
+        return -(-self.slots * self.slot_bytes // PAGE_SIZE)
+
     def edit_bytes(self, offset: int, length: int) -> memoryview:
         """``length`` bytes at byte ``offset`` of the table, for writing (long runs of slots)."""
         start = self.base + offset
@@ -103,6 +130,16 @@ class ContextMemory:
     def dirty_pages(self) -> Pages:
         """Numbers of the pages written since they were last taken, ascending."""
         return np.flatnonzero(self._dirty)
+
+    def mark_all_dirty(self) -> None:
+        """Every page ever written counts as dirty: a full save begins."""
+        self._dirty[:] = self._present
+
+    def dirty_count(self) -> int:
+        return int(np.count_nonzero(self._dirty))
+
+    def present_count(self) -> int:
+        return int(np.count_nonzero(self._present))
 
     def take(self, pages: Pages) -> None:
         """Forget that ``pages`` are dirty: their present content has been saved."""

@@ -72,6 +72,11 @@ class Commands:
         self.port = port
         self.detached = False
 
+    def require_attached(self) -> None:
+        """ENOTCONN once the VF has been detached."""
+        if self.detached:
+            raise refuse(errno.ENOTCONN, "the VF is gone (SR-IOV was switched off)")
+
     def _execute(self, inbox: Inbox, opcode: Opcode) -> Outbox:
         self.require_attached()
         inbox.opcode = opcode
@@ -114,10 +119,7 @@ class Commands:
         done: Callable[[SaveResult], None],
     ) -> None:
         """Start a save into ``mkey``; ``done`` is called from the firmware's own thread."""
-        if self.detached:
-            raise refuse(
-                errno.ENOTCONN, "SAVE_VHCA_STATE: the VF is gone (SR-IOV was switched off)"
-            )
+        self.require_attached()
         inbox = SaveVhcaStateIn(
             opcode=Opcode.SAVE_VHCA_STATE,
             vhca_id=vhca_id,
