@@ -16,10 +16,18 @@ class KeyFault(Exception):
     """A key that does not allow what was asked of it; the text says why."""
 
 
-def resolve(
-    vhca: Vhca, key: int, address: int, length: int, access: str, *, pd: int = ANY, qpn: int = ANY
-) -> list[memoryview]:
-    """The memory that ``length`` bytes at ``address`` of ``key`` stand for, in order.
+def resolve(vhca: Vhca, key: int, address: int, length: int, access: str) -> list[memoryview]:
+    """The memory that ``length`` bytes at ``address`` of ``key`` stand for; see :func:`translate`."""
+    return [
+        vhca.dma.view(*run)
+        for run in translate(vhca, key, address, length, access, pd=ANY, qpn=ANY)
+    ]
+
+
+def translate(
+    vhca: Vhca, key: int, address: int, length: int, access: str, *, pd: int, qpn: int
+) -> list[tuple[int, int]]:
+    """The device addresses and lengths that ``length`` bytes at ``address`` of ``key`` stand for.
 
     ``access`` names the right that is needed: ``lr``, ``lw``, ``rr`` or ``rw``. Raises KeyFault for
     a key that is not there, another protection domain, a right that it lacks, bounds, and memory
@@ -42,21 +50,30 @@ def resolve(
         raise KeyFault(f"{length} bytes at {address:#x} are outside key {key:#x}")
     try:
         if mkey.access_mode_1_0 == AccessMode.PA:
-            return [vhca.dma.view(address, length)]
-        return [vhca.dma.view(*run) for run in _translate(vhca, mkey, offset, length)]
+            runs = [(address, length)]
+        else:
+            runs = _translate(vhca, mkey, offset, length)
+        for run in runs:
+            vhca.dma.view(*run)
     except OSError as error:
         raise KeyFault(f"key {key:#x}: {error.strerror}") from error
+    return runs
 
 
 def _translate(vhca: Vhca, mkey: MkeySlot, offset: int, length: int) -> list[tuple[int, int]]:
     """Runs of device addresses, joined where pages follow each other."""
     shift = mkey.log_page_size
     page = 1 << shift
-    first, last = offset >> shift, (offset + max(length, 1) - 1) >> shift
+    if length <= 0 or shift < 12:
+        raise KeyFault(f"{length} bytes with pages of {page}")
+    first, last = offset >> shift, (offset + length - 1) >> shift
     start = mkey.first_mtt + first
     if last >= mkey.num_mtts or start + last - first >= MTT_SLOTS:
         raise KeyFault(f"{length} bytes at offset {offset:#x}: no translation entry")
     rows = vhca.table("mtt").rows
+    if first == last:
+        entry = int.from_bytes(rows[start], "big") & ~(page - 1)
+        return [(entry + (offset & (page - 1)), length)]
     entries = rows[start : start + last - first + 1].reshape(-1).view(">u8").astype(np.uint64)
     entries &= np.uint64(~(page - 1) & (1 << 64) - 1)
     # A run ends where the next page is not the one behind.
@@ -75,5 +92,3 @@ def write_entries(vhca: Vhca, first: int, entries: bytes | memoryview) -> None:
     """Put translation entries (be64 each) at ``first``."""
     if len(entries):
         vhca.table("mtt").edit_bytes(first * MTT_BYTES, len(entries))[:] = entries
-
-

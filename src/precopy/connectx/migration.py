@@ -119,7 +119,9 @@ class Migration:
 
     # --- Save ---------------------------------------------------------------------------------
 
-    def save(self, parts: list[memoryview], size: int, incremental: bool, track: bool) -> tuple[int, int]:
+    def save(
+        self, parts: list[memoryview], size: int, incremental: bool, track: bool
+    ) -> tuple[int, int]:
         """Save into ``parts``; the image's bytes and what the next save needs (0: it was the last)."""
         vhca = self._vhca
         with vhca.lock:

@@ -178,7 +178,9 @@ def _create_qp(vhca: Vhca, inbox: bytes, out: Outbox) -> None:
     _require(vhca, "pd", qpc.pd)
     _require(vhca, "cq", qpc.cqn_snd)
     _require(vhca, "cq", qpc.cqn_rcv)
-    size = (16 << qpc.log_rq_stride << qpc.log_rq_size) + (0 if qpc.no_sq else 64 << qpc.log_sq_size)
+    size = (16 << qpc.log_rq_stride << qpc.log_rq_size) + (
+        0 if qpc.no_sq else 64 << qpc.log_sq_size
+    )
     size += qpc.page_offset * 64
     entries = _pages(inbox, CreateQpIn.SIZE, size, QpSlot.MAX_PAGES, qpc.log_page_size)
     number = _number(vhca, "qp")
@@ -191,7 +193,9 @@ def _create_qp(vhca: Vhca, inbox: bytes, out: Outbox) -> None:
     out.qpn = number  # type: ignore[attr-defined]
 
 
-def _destroy(table: str, number_of: Callable[[bytes], int]) -> Callable[[Vhca, bytes, Outbox], None]:
+def _destroy(
+    table: str, number_of: Callable[[bytes], int]
+) -> Callable[[Vhca, bytes, Outbox], None]:
     def destroy(vhca: Vhca, inbox: bytes, out: Outbox) -> None:
         number = number_of(inbox)
         _require(vhca, table, number)
@@ -217,7 +221,16 @@ _TRANSITIONS: dict[Opcode, tuple[QpState, QpState, tuple[str, ...]]] = {
     Opcode.INIT2RTR_QP: (
         QpState.INIT,
         QpState.RTR,
-        ("remote_qpn", "next_rcv_psn", "mtu", "log_msg_max", "min_rnr_nak", "rre", "rwe", "log_rra_max"),
+        (
+            "remote_qpn",
+            "next_rcv_psn",
+            "mtu",
+            "log_msg_max",
+            "min_rnr_nak",
+            "rre",
+            "rwe",
+            "log_rra_max",
+        ),
     ),
     Opcode.RTR2RTS_QP: (
         QpState.RTR,

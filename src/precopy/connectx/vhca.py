@@ -16,7 +16,9 @@ from precopy.pci.dma import DmaSpace
 class Vhca:
     """All of it is read and changed with :attr:`lock` held."""
 
-    def __init__(self, vhca_id: int, config: AdapterConfig, tables: Mapping[str, TableSpec]) -> None:
+    def __init__(
+        self, vhca_id: int, config: AdapterConfig, tables: Mapping[str, TableSpec]
+    ) -> None:
         self.vhca_id = vhca_id
         self.config = config
         self.lock = threading.RLock()
@@ -85,9 +87,8 @@ class Vhca:
 
     def in_use(self, name: str, number: int) -> bool:
         table = self.table(name)
-        return (
-            0 <= number < table.slots
-            and bool(table.slot(number)[FLAGS_BYTE[name]] & SlotFlags.IN_USE)
+        return 0 <= number < table.slots and bool(
+            table.slot(number)[FLAGS_BYTE[name]] & SlotFlags.IN_USE
         )
 
     def interrupt(self, vector: int) -> None:
