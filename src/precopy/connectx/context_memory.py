@@ -61,16 +61,18 @@ class Table:
         low, high = np.searchsorted(pages, (self._first_page, last))
         pages = pages[low:high] - self._first_page
         if self.slot_bytes >= PAGE_SIZE:
-            return np.unique(pages * PAGE_SIZE // self.slot_bytes)
+            found: Pages = np.unique(pages * PAGE_SIZE // self.slot_bytes)
+            return found
         per_page = PAGE_SIZE // self.slot_bytes
-        slots = (pages[:, None] * per_page + np.arange(per_page)).ravel()
+        slots: Pages = (pages[:, None] * per_page + np.arange(per_page)).ravel()
         kept: Pages = slots[slots < self.slots]
         return kept
 
     def flagged_slots(self, byte: int, flag: int) -> Pages:
         """Numbers of the slots whose byte ``byte`` has ``flag`` set, ascending."""
         slots = self.present_slots()
-        return slots[(self.rows[slots, byte] & flag) != 0]
+        kept: Pages = slots[(self.rows[slots, byte] & flag) != 0]
+        return kept
 
     @property
     def first_page(self) -> int:

@@ -1,0 +1,183 @@
+"""Where the workload keeps what in its memory: everything, so that it goes where its memory goes.
+
+    control page | EQ | pair table | pair 0 | pair 1 | ...
+
+A pair is a sending QP, a receiving QP and the CQ of both, with one page of queues and a few pages of
+buffers. The pages of a pair that never worked are never touched.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from precopy.mlx5_abi import wqe
+from precopy.pci.memory import RegionSpec
+
+PAGE = 4096
+#: The memory key's pages; memory begins and ends at a multiple of it.
+BIG_PAGE_SHIFT = 21
+BASE = 1 << 32
+
+#: Messages of a pair that may be under way.
+WINDOW = 4
+LOG_RQ = 2
+LOG_SQ = 3
+LOG_CQ = 4
+LOG_EQ = 10
+EQ_BYTES = wqe.EQE_BYTES << LOG_EQ
+
+MAGIC = 0x70636F7079677374
+
+#: magic, pairs, active, size, rate, seed, mix, uar, mkey, eqn, EQ consumer, cursor, settling
+CONTROL = struct.Struct("<QIIIIIIIIIIII")
+#: sent, received, lost, doubled, reordered, damaged, failed
+COUNTS = struct.Struct("<7Q")
+COUNTS_AT = 256
+NAMES_AT = PAGE + EQ_BYTES
+#: Numbers of a pair: sending QP, receiving QP, CQ.
+NAMES = struct.Struct("<III")
+
+#: Header of a message: sequence number, pair, length of the payload, xxh3 of the payload.
+MESSAGE = struct.Struct("<QIIQ")
+
+# In the first page of a pair:
+SEND_DBR = 0x00
+RECEIVE_DBR = 0x08
+CQ_DBR = 0x10
+#: ready (1 once the queues are set up), next sequence to send, next to arrive, WQEs posted, of
+#: which done, receive WQEs posted, CQ consumer, dead (1 after an error).
+PAIR = struct.Struct("<IQQIIIII")
+PAIR_AT = 0x40
+#: The sending QP: its (unused) receive queue of 64 bytes, then the send queue of 8 x 64.
+SEND_QUEUE = 0x100
+#: The receiving QP: a receive queue of 4 x 16.
+RECEIVE_QUEUE = 0x400
+#: 16 x 64.
+CQ_QUEUE = 0x800
+
+#: Operations of a mix, in the order of the letters that name them.
+OPERATIONS = {
+    "s": wqe.WqeOpcode.SEND,
+    "i": wqe.WqeOpcode.SEND_IMM,
+    "w": wqe.WqeOpcode.RDMA_WRITE,
+    "r": wqe.WqeOpcode.RDMA_READ,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadConfig:
+    """``pairs`` QP pairs, of which the first ``active`` send ``rate`` messages a second in all.
+
+    ``rate`` 0: as fast as it goes. ``size``: bytes of a message, 32 to 65536. ``mix``: letters of
+    :data:`OPERATIONS`, taken in turn. ValueError where a value is out of range.
+    """
+
+    pairs: int = 16
+    active: int = 16
+    rate: int = 2000
+    size: int = 256
+    mix: str = "siwr"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("pairs", 1, 1 << 17),
+            ("active", 0, self.pairs),
+            ("rate", 0, 1 << 20),
+            ("size", 32, 65536),
+            ("seed", 0, (1 << 32) - 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be {low} to {high}, not {getattr(self, name)}")
+        if not 1 <= len(self.mix) <= 8 or set(self.mix) - set(OPERATIONS):
+            raise ValueError(f"mix must be 1 to 8 letters of {''.join(OPERATIONS)}: {self.mix!r}")
+
+    @property
+    def slot_bytes(self) -> int:
+        """Room of one message."""
+        return -(-self.size // 64) * 64
+
+    @property
+    def pair_bytes(self) -> int:
+        buffers = 3 * WINDOW * self.slot_bytes
+        return PAGE + -(-buffers // PAGE) * PAGE
+
+    @property
+    def pairs_at(self) -> int:
+        return NAMES_AT + -(-self.pairs * NAMES.size // PAGE) * PAGE
+
+    @property
+    def region(self) -> RegionSpec:
+        size = self.pairs_at + self.pairs * self.pair_bytes
+        step = 1 << BIG_PAGE_SHIFT
+        return RegionSpec(BASE, -(-size // step) * step)
+
+    def pair_at(self, index: int) -> int:
+        """Offset of pair ``index`` in the region."""
+        return self.pairs_at + index * self.pair_bytes
+
+    def send_slot(self, index: int, sequence: int) -> int:
+        return self.pair_at(index) + PAGE + (sequence % WINDOW) * self.slot_bytes
+
+    def receive_slot(self, index: int, sequence: int) -> int:
+        """Where the n-th SEND arrives; ``sequence`` counts SENDs only."""
+        return self.send_slot(index, sequence) + WINDOW * self.slot_bytes
+
+    def rdma_slot(self, index: int, sequence: int) -> int:
+        """Where a WRITE arrives and a READ fetches from."""
+        return self.send_slot(index, sequence) + 2 * WINDOW * self.slot_bytes
+
+    def mix_code(self) -> int:
+        """The mix as a number: 4 bits a letter, the first lowest; 0 ends it."""
+        letters = list(OPERATIONS)
+        return sum((letters.index(letter) + 1) << 4 * n for n, letter in enumerate(self.mix))
+
+    @staticmethod
+    def mix_of(code: int) -> str:
+        letters = list(OPERATIONS)
+        mix = ""
+        while code:
+            mix += letters[(code & 0xF) - 1]
+            code >>= 4
+        return mix
+
+
+class Control(NamedTuple):
+    """The control page's first words."""
+
+    magic: int
+    pairs: int
+    active: int
+    size: int
+    rate: int
+    seed: int
+    mix: int
+    uar: int
+    mkey: int
+    eqn: int
+    eq_consumer: int
+    cursor: int
+    settling: int
+
+    def config(self) -> WorkloadConfig:
+        return WorkloadConfig(
+            self.pairs,
+            self.active,
+            self.rate,
+            self.size,
+            WorkloadConfig.mix_of(self.mix),
+            self.seed,
+        )
+
+
+class Pair(NamedTuple):
+    """What the driver knows of a pair."""
+
+    ready: int
+    next_send: int
+    next_arrival: int
+    posted: int
+    done: int
+    receives: int
+    cq_consumer: int
+    dead: int
