@@ -20,6 +20,9 @@ _PF_VHCA_ID = 0x100
 #: A PF here has no queues of its own; its keys are over the driver's buffers.
 _PF_LOG_MAX = 4
 
+#: Room for bulk state of a card that waits to be loaded: address space, not memory.
+_BLANK_ROOM = 64 << 30
+
 
 class Executor(Protocol):
     """Where commands that were submitted are carried out, one after another."""
@@ -89,7 +92,8 @@ class Adapter:
         self.executor: Executor = executor or ThreadPoolExecutor(1, thread_name_prefix="firmware")
         self._closed = threading.Event()
         of_pf = slots.tables(_PF_LOG_MAX, _PF_LOG_MAX, 0)
-        of_vf = slots.tables(config.log_max_qp, config.log_max_cq, config.state_bytes)
+        room = max(config.state_bytes, _BLANK_ROOM if config.blank else 0)
+        of_vf = slots.tables(config.log_max_qp, config.log_max_cq, room)
         # A PF has no bulk state of its own here.
         functions = {0: Function(0, Vhca(_PF_VHCA_ID, config, of_pf))}
         for index in range(1, config.num_vfs + 1):

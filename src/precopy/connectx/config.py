@@ -27,6 +27,8 @@ class AdapterConfig:
     migration_state: bool = True
     #: Version of the images that it writes; it reads this one and older ones.
     image_version: int = 1
+    #: Power on without bulk state, but with room for it: a card that waits to be loaded.
+    blank: bool = False
 
 
 @dataclass(slots=True)

@@ -247,5 +247,5 @@ class Migration:
             raise ImageFault(0x5A21, f"version {header.version} is newer than this firmware")
         if header.needs & ~(Needs.MULTI_LOAD | Needs.TRACKING_STATE):
             raise ImageFault(0x5A22, f"needs capabilities that are not here ({header.needs:#x})")
-        if header.state_pages * PAGE_SIZE > config.state_bytes and header.state_pages:
+        if header.state_pages > self._vhca.table("steering").slots:
             raise ImageFault(0x5A23, "more bulk state than this card has room for")

@@ -40,7 +40,7 @@ class Vhca:
 
     def _power_on(self) -> None:
         steering = self.table("steering")
-        if steering.slots:
+        if steering.slots and not self.config.blank:
             generator = np.random.default_rng((self.config.seed, self.vhca_id))
             step = 1 << 22
             total = steering.slots * steering.slot_bytes

@@ -192,9 +192,9 @@ class SavingFile(MigrationFile):
             if reinit:
                 # What is unread has to be read before the new initial state: it counts as such.
                 self._initial_start, self._initial_bytes = self._position, unread
-                initial = unread + size.required
+                initial = unread + size.total
             elif initial <= 0:
-                initial, dirty = 0, unread + size.required
+                initial, dirty = 0, unread + size.total
         if size.required and (reinit or not unread):
             self._save_increment(size.required, reinit)
             if reinit:

@@ -58,3 +58,29 @@ def size_record(stop_copy_size: int) -> bytes:
     """The record that announces the final image's expected size in bytes."""
     header = RecordHeader(STOP_COPY_SIZE_DATA.size, RecordFlags.OPTIONAL, Tag.STOP_COPY_SIZE)
     return header.pack() + STOP_COPY_SIZE_DATA.pack(stop_copy_size)
+
+
+class RecordCounter:
+    """Counts the records that begin in a stream, fed in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._header = b""
+        self._skip = 0
+        self._count = 0
+
+    def __call__(self, piece: bytes | bytearray | memoryview) -> int:
+        """Records begun so far, ``piece`` included."""
+        at, view = 0, memoryview(piece)
+        while at < len(view):
+            if self._skip:
+                step = min(self._skip, len(view) - at)
+                self._skip -= step
+            else:
+                step = min(HEADER_SIZE - len(self._header), len(view) - at)
+                self._count += not self._header
+                self._header += bytes(view[at : at + step])
+                if len(self._header) == HEADER_SIZE:
+                    self._skip = RecordHeader.parse(self._header).size
+                    self._header = b""
+            at += step
+        return self._count

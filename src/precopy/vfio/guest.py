@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from precopy.pci.memory import GuestMemory, RegionSpec
-from precopy.vfio.device import VfioDevice
+from precopy.vfio.device import Buffer, VfioDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,9 @@ class Opened:
     device: VfioDevice
     guest: Guest | None = None
     adopt_guest: Callable[[Sequence[RegionSpec]], Guest] | None = None
+    #: Makes a counter of the records in the device's stream, fed with pieces of it; each call
+    #: answers how many records have begun so far. None where nobody here knows the stream.
+    count_records: Callable[[], Callable[[Buffer], int]] | None = None
     notes: list[str] = field(default_factory=list)
 
     def close(self) -> None:

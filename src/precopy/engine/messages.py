@@ -1,0 +1,143 @@
+"""The messages of the channel, each a JSON object with a schema; nothing in them is believed.
+
+What a message may hold is in one table. A peer's message with a field missing, unknown, of another
+type or out of range raises ChannelError.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from precopy.engine.channel import CONTROL, Channel, ChannelError
+
+#: Versions of the protocol that this program speaks.
+VERSIONS = (1,)
+
+_MAX_TEXT = 4096
+_MAX_ITEMS = 4096
+
+Check = Callable[[Any], bool]
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 64
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _MAX_TEXT
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _seconds(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e9
+
+
+def _list(item: Check) -> Check:
+    return lambda value: (
+        isinstance(value, list) and len(value) <= _MAX_ITEMS and all(map(item, value))
+    )
+
+
+def _region(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_count, value))
+
+
+def _details(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) <= 64 and all(map(_text, value.values()))
+
+
+#: Every message: its fields and what each may be.
+SCHEMAS: dict[str, dict[str, Check]] = {
+    "hello": {"program": _text, "versions": _list(_count)},
+    "manifest": {
+        "name": _text,
+        "vendor_id": _count,
+        "device_id": _count,
+        "driver": _text,
+        "firmware": _text,
+        "serial": _text,
+        "stream": _text,
+        "stream_version": _count,
+        "needs": _list(_text),
+        "flags": _count,
+        "details": _details,
+        "precopy": _flag,
+        "guest": _flag,
+        "memory": _list(_region),
+    },
+    "accept": {"name": _text, "driver": _text, "firmware": _text, "serial": _text},
+    "refuse": {"reason": _text},
+    # Target to source, now and then: bytes of the device's stream loaded, seconds that took.
+    "loaded": {"bytes": _count, "seconds": _seconds},
+    # Source to target: the device's stream is over; guest memory follows.
+    "end": {"bytes": _count, "digest": _count},
+    # The next bytes of data belong to this extent of the guest's memory.
+    "extent": {"region": _count, "offset": _count, "length": _count},
+    # All guest memory has been sent; and, before that, the device stands still from now on.
+    "switch": {"digest": _count},
+    "final": {},
+    "ready": {"load": _seconds, "memory": _seconds, "validate": _seconds},
+    "run": {},
+    "running": {"resume": _seconds},
+    "abort": {"reason": _text},
+    "failed": {"reason": _text},
+}
+
+Message = Mapping[str, Any]
+
+
+def encode(kind: str, **fields: Any) -> bytes:
+    """A message as it goes over the wire."""
+    return json.dumps({"kind": kind, **fields}).encode()
+
+
+def decode(payload: bytes | memoryview) -> tuple[str, Message]:
+    """Kind and fields of a message. ChannelError for anything that no schema allows."""
+    try:
+        found = json.loads(bytes(payload))
+    except (ValueError, RecursionError):
+        raise ChannelError("a message is no JSON") from None
+    if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
+        raise ChannelError("a message has no kind")
+    kind = found.pop("kind")
+    schema = SCHEMAS.get(kind)
+    if schema is None:
+        raise ChannelError(f"unknown message {kind[:40]!r}")
+    if found.keys() != schema.keys():
+        wrong = sorted(found.keys() ^ schema.keys())
+        raise ChannelError(f"message {kind}: field {wrong[0][:40]!r} is missing or unknown")
+    for name, check in schema.items():
+        if not check(found[name]):
+            raise ChannelError(f"message {kind}: field {name!r} has no valid value")
+    return kind, found
+
+
+def send(channel: Channel, kind: str, **fields: Any) -> None:
+    channel.send_control(encode(kind, **fields))
+
+
+def expect(channel: Channel, *kinds: str) -> tuple[str, Message]:
+    """The next message, which has to be one of ``kinds``. ChannelError for any other frame."""
+    frame, payload = channel.receive()
+    if frame != CONTROL:
+        raise ChannelError(f"data where {' or '.join(kinds)} should come")
+    kind, fields = decode(payload)
+    if kind not in kinds:
+        raise ChannelError(f"{kind} where {' or '.join(kinds)} should come")
+    return kind, fields
+
+
+def hello(channel: Channel, program: str) -> int:
+    """Exchange hellos; the version to speak. ChannelError where there is none in common."""
+    send(channel, "hello", program=program, versions=list(VERSIONS))
+    _, theirs = expect(channel, "hello")
+    common = set(VERSIONS) & set(theirs["versions"])
+    if not common:
+        raise ChannelError(
+            f"no common version: here {list(VERSIONS)}, there {theirs['versions'][:8]}"
+            f" ({theirs['program'][:80]})"
+        )
+    return max(common)

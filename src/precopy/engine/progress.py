@@ -1,0 +1,107 @@
+"""What is told while a migration runs."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from precopy.engine.report import human
+
+#: Seconds between two lines of the same phase.
+_PAUSE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Bytes, bytes a second, seconds."""
+
+    phase: str
+    bytes: int = 0
+    rate: float = 0.0
+    initial_bytes: int = 0
+    dirty_bytes: int = 0
+    predicted_downtime: float = 0.0
+
+
+class Progress(Protocol):
+    """Told of every phase, and now and then between."""
+
+    def __call__(self, now: Snapshot) -> None: ...
+
+
+def silent(now: Snapshot) -> None:
+    """Tells nobody."""
+
+
+class _Paced:
+    """Passes on every new phase, and inside a phase a snapshot now and then."""
+
+    def __init__(self, pause: float) -> None:
+        self._pause, self._phase, self._next = pause, "", 0.0
+
+    def due(self, now: Snapshot) -> bool:
+        moment = time.monotonic()
+        if now.phase == self._phase and moment < self._next:
+            return False
+        self._phase, self._next = now.phase, moment + self._pause
+        return True
+
+
+def line(now: Snapshot) -> str:
+    if not now.bytes:
+        return now.phase
+    return (
+        f"{now.phase}: {human(now.bytes)} sent, {human(now.rate)}/s,"
+        f" initial {human(now.initial_bytes)}, dirty {human(now.dirty_bytes)},"
+        f" predicted downtime {now.predicted_downtime * 1e3:.0f} ms"
+    )
+
+
+class Lines:
+    """A line of text each, for logs."""
+
+    def __init__(self, out: TextIO = sys.stderr) -> None:
+        self._out, self._paced = out, _Paced(_PAUSE)
+
+    def __call__(self, now: Snapshot) -> None:
+        if self._paced.due(now):
+            print(line(now), file=self._out, flush=True)
+
+
+class JsonLines:
+    """A JSON object a line, for programs."""
+
+    def __init__(self, out: TextIO = sys.stderr) -> None:
+        self._out, self._paced = out, _Paced(_PAUSE)
+
+    def __call__(self, now: Snapshot) -> None:
+        if self._paced.due(now):
+            print(json.dumps(asdict(now)), file=self._out, flush=True)
+
+
+class Display:
+    """A display that stays in its place, for terminals. Used as a context."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, transient=True, refresh_per_second=8)
+
+    def __enter__(self) -> "Display":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def __call__(self, now: Snapshot) -> None:
+        table = Table.grid(padding=(0, 2))
+        table.add_row("phase", now.phase)
+        table.add_row("sent", f"{human(now.bytes)} at {human(now.rate)}/s")
+        table.add_row("initial", human(now.initial_bytes))
+        table.add_row("dirty", human(now.dirty_bytes))
+        table.add_row("predicted downtime", f"{now.predicted_downtime * 1e3:.0f} ms")
+        self._live.update(table)

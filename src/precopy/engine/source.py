@@ -1,0 +1,425 @@
+"""The source: reads a device's state ahead while it runs, then hands the device over.
+
+Whatever fails before RUN has been sent leaves the device RUNNING here. From RUN on it is the
+target's; what is then not known is said, and nothing is done here by itself.
+"""
+
+import contextlib
+import errno
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from precopy.engine import manifest, messages
+from precopy.engine.channel import CONTROL, MAX_DATA, Channel, ChannelError
+from precopy.engine.messages import Message
+from precopy.engine.outcome import Cancelled, Failed, InDoubt, MigrationError, Refused, Stopped
+from precopy.engine.policy import Decision, Measured, Policy, predicted_downtime
+from precopy.engine.progress import Progress, Snapshot, silent
+from precopy.engine.report import Image, Report
+from precopy.vfio.device import MigrationFile, PrecopyInfo
+from precopy.vfio.guest import Opened
+from precopy.vfio.states import DeviceState, MigrationFlags
+from precopy.vfio.uapi import Feature
+
+
+@dataclass(slots=True)
+class Options:
+    """``cancel``: set it to stop before the handover; ``silence``: seconds a peer may stand still."""
+
+    precopy: bool = True
+    policy: Policy = field(default_factory=Policy)
+    silence: float = 30.0
+    cancel: threading.Event = field(default_factory=threading.Event)
+    #: Middle images to ask for before the policy is asked, so that a short run shows some.
+    min_rounds: int = 0
+
+
+class _Listener:
+    """Reads what the target says while the source sends."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._said: queue.Queue[tuple[str, Message] | ChannelError] = queue.Queue()
+        self.loaded_bytes, self.load_seconds = 0, 0.0
+        self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                frame, payload = self._channel.receive()
+                if frame != CONTROL:
+                    raise ChannelError("the target sent data")
+                kind, fields = messages.decode(payload)
+                if kind == "loaded":
+                    self.loaded_bytes, self.load_seconds = fields["bytes"], fields["seconds"]
+                    continue
+                self._said.put((kind, fields))
+                if kind in ("running", "failed", "refuse"):
+                    return
+        except ChannelError as error:
+            self._said.put(error)
+
+    def wait(self, kind: str, timeout: float) -> Message:
+        """The next message, which has to be ``kind``. Failed, or ChannelError, otherwise."""
+        try:
+            said = self._said.get(timeout=timeout)
+        except queue.Empty:
+            raise ChannelError(f"the target did not say {kind} within {timeout:g} s") from None
+        if isinstance(said, ChannelError):
+            raise said
+        if said[0] == "failed":
+            raise Failed(f"the target failed: {said[1]['reason']}")
+        if said[0] != kind:
+            raise ChannelError(f"the target said {said[0]} instead of {kind}")
+        return said[1]
+
+    def objection(self) -> str | None:
+        """Why the target has given up, if it has."""
+        try:
+            said = self._said.get(timeout=1.0)
+        except queue.Empty:
+            return None
+        if isinstance(said, ChannelError):
+            return None
+        return str(said[1].get("reason", "")) or None
+
+    def check(self) -> None:
+        """Raise what the target has said unasked."""
+        with contextlib.suppress(queue.Empty):
+            said = self._said.get_nowait()
+            if isinstance(said, ChannelError):
+                raise said
+            raise Failed(f"the target failed: {said[1].get('reason', said[0])}")
+
+
+class _Source:
+    def __init__(
+        self, opened: Opened, channel: Channel, options: Options, progress: Progress
+    ) -> None:
+        self._device, self._guest = opened.device, opened.guest
+        self._count_records = opened.count_records
+        self._opened, self._channel = opened, channel
+        self._options, self._progress = options, progress
+        self._buffer = memoryview(bytearray(MAX_DATA))
+        self._file: MigrationFile | None = None
+        self._listener: _Listener | None = None
+        self._paused = False
+        self._sent, self._sending = 0, 0.0
+        self._fixed = 0.0
+        self._info = PrecopyInfo(0, 0)
+        self.report = Report(source=opened.device.name, precopy=options.precopy)
+
+    # --- The run ------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        began = time.monotonic()
+        try:
+            self._tell("connecting")
+            self._greet()
+            if self._options.precopy:
+                self._read_ahead()
+            self._switch_over()
+        except InDoubt:
+            raise
+        except (MigrationError, ChannelError, OSError) as error:
+            raise self._undo(error) from error
+        self._hand_over()
+        self.report.total_seconds = time.monotonic() - began
+        self.report.bandwidth = self._bandwidth()
+        self.report.outcome = "moved; the device runs at the target"
+        return self.report
+
+    def _tell(self, phase: str, predicted: float = 0.0) -> None:
+        info = self._info
+        self._progress(
+            Snapshot(
+                phase,
+                self._sent,
+                self._bandwidth(),
+                info.initial_bytes,
+                info.dirty_bytes,
+                predicted,
+            )
+        )
+
+    def _check(self) -> None:
+        if self._options.cancel.is_set():
+            raise Cancelled("cancelled")
+        if self._listener is not None:
+            self._listener.check()
+
+    def _bandwidth(self) -> float:
+        return self._sent / self._sending if self._sending else 0.0
+
+    def _greet(self) -> None:
+        channel, options = self._channel, self._options
+        channel.timeout(options.silence)
+        messages.hello(channel, "precopy source")
+        flags = self._device.migration_flags
+        if options.precopy and not flags & MigrationFlags.PRE_COPY:
+            options.precopy = self.report.precopy = False
+            self.report.notes.append("the device has no PRE_COPY: moved while stopped")
+        began = time.monotonic()
+        messages.send(channel, "manifest", **manifest.describe(self._opened, options.precopy))
+        kind, said = messages.expect(channel, "accept", "refuse", "failed")
+        if kind != "accept":
+            raise Refused(f"the target refuses: {said['reason']}")
+        # A round trip now: two of them lie in every downtime.
+        self._fixed = 2 * (time.monotonic() - began)
+        self.report.target = said["name"]
+        # Reading blocks for as long as it takes; the silence of a target is judged when it owes a word.
+        channel.timeout(None)
+        self._listener = _Listener(channel)
+
+    # --- While the device runs ----------------------------------------------------------------
+
+    def _read_ahead(self) -> None:
+        device, options = self._device, self._options
+        if Feature.MIG_PRECOPY_INFO_V2 in device.features():
+            device.enable_precopy_info_v2()
+        self._tell("PRE_COPY")
+        self._file = device.set_state(DeviceState.PRE_COPY)
+        began = time.monotonic()
+        rounds = stalled = 0
+        self._drain(Image("initial"), "initial image")
+        target = before = 0
+        middle = 0
+        while True:
+            asked = time.monotonic()
+            self._info = info = self._require_file().precopy_info()
+            answer = time.monotonic() - asked
+            remaining = info.initial_bytes + info.dirty_bytes
+            if not middle:
+                target = before = remaining
+            now = Measured(
+                remaining + self._memory_bytes(),
+                self._bandwidth(),
+                self._load_rate(),
+                self._fixed + answer,
+            )
+            predicted = predicted_downtime(now)
+            self.report.predicted_downtime = predicted
+            self._tell("middle images", predicted)
+            decision = options.policy.decide(now, rounds, time.monotonic() - began, stalled)
+            if middle < options.min_rounds and decision is Decision.SWITCH_OVER:
+                decision = Decision.ANOTHER_ROUND
+            if decision is Decision.GIVE_UP:
+                raise Cancelled(
+                    f"the downtime would be {predicted * 1e3:.0f} ms, over the limit of"
+                    f" {options.policy.downtime_limit * 1e3:.0f} ms, after {rounds} rounds"
+                )
+            if decision is Decision.SWITCH_OVER:
+                break
+            middle += 1
+            got = self._drain(Image(f"middle {middle}"), "middle images")
+            # A round is over when as much has been sent as remained at its beginning.
+            target -= got
+            if target <= 0 or not got:
+                rounds += 1
+                stalled = stalled + 1 if remaining >= before else 0
+                target = before = remaining
+        self.report.rounds = rounds
+
+    def _load_rate(self) -> float:
+        listener = self._listener
+        if listener is None or not listener.load_seconds:
+            return 0.0
+        return listener.loaded_bytes / listener.load_seconds
+
+    def _memory_bytes(self) -> int:
+        if self._guest is None:
+            return 0
+        return sum(extent.length for extent in self._guest.memory.extents())
+
+    def _require_file(self) -> MigrationFile:
+        assert self._file is not None
+        return self._file
+
+    def _drain(self, image: Image, phase: str) -> int:
+        """Send what there is to read now; the bytes sent. The image is noted where there were any."""
+        file = self._require_file()
+        counter = self._count_records() if self._count_records else None
+        began = time.monotonic()
+        while True:
+            self._check()
+            try:
+                count = file.readinto(self._buffer)
+            except OSError as error:
+                if error.errno == errno.ENOMSG:
+                    break
+                raise Failed(f"the device's state can't be read: {error.strerror}") from error
+            if not count:
+                break
+            piece = self._buffer[:count]
+            if counter is not None:
+                counter(piece)
+            self._send_data(piece)
+            image.bytes += count
+            self._tell(phase, self.report.predicted_downtime)
+        image.seconds = time.monotonic() - began
+        if counter is not None:
+            image.records = counter(b"")
+        if image.bytes or image.kind != "middle":
+            self._note(image)
+        return image.bytes
+
+    def _note(self, image: Image) -> None:
+        if image.bytes:
+            self.report.images.append(image)
+
+    def _send_data(self, piece: memoryview) -> None:
+        began = time.monotonic()
+        self._channel.send_data(piece)
+        self._sending += time.monotonic() - began
+        self._sent += len(piece)
+
+    # --- While it stands still ----------------------------------------------------------------
+
+    def _switch_over(self) -> None:
+        device, stages = self._device, self.report.stages
+        self._check()
+        self._tell("STOP_COPY", self.report.predicted_downtime)
+        stamp = time.monotonic()
+
+        def stage(name: str) -> float:
+            nonlocal stamp
+            now = time.monotonic()
+            stages[name] = stages.get(name, 0.0) + now - stamp
+            taken, stamp = now - stamp, now
+            return taken
+
+        if self._guest is not None:
+            self._paused = True
+            self._guest.pause()
+        if device.migration_flags & MigrationFlags.P2P:
+            running = DeviceState.PRE_COPY_P2P if self._file else DeviceState.RUNNING_P2P
+            device.set_state(running)
+        stage("suspend")
+        file = device.set_state(DeviceState.STOP_COPY)
+        if file is not None:
+            self._file = file
+        self._require_file().poll(timeout=None)
+        stage("query and save")
+        messages.send(self._channel, "final")
+        before = sum(image.bytes for image in self.report.images)
+        final = self._drain(Image("final"), "final image")
+        digest = self._channel.end_sent()
+        self.report.digest = f"{digest:016x}"
+        messages.send(self._channel, "end", bytes=before + final, digest=digest)
+        self._send_memory()
+        messages.send(self._channel, "switch", digest=self._channel.end_sent())
+        assert self._listener is not None
+        self._tell("waiting for the target", self.report.predicted_downtime)
+        ready = self._listener.wait("ready", self._options.silence)
+        taken = stage("transfer")
+        for name in ("validate", "load"):
+            part = min(ready[name] + (ready["memory"] if name == "load" else 0.0), taken)
+            stages["transfer"] -= part
+            taken -= part
+            stages[name] = part
+        self._stamp = stamp
+
+    def _send_memory(self) -> None:
+        if self._guest is None:
+            return
+        for extent in self._guest.memory.extents():
+            region = self._guest.memory.regions[extent.region]
+            messages.send(
+                self._channel,
+                "extent",
+                region=extent.region,
+                offset=extent.offset,
+                length=extent.length,
+            )
+            for at in range(extent.offset, extent.offset + extent.length, MAX_DATA):
+                self._check()
+                end = min(at + MAX_DATA, extent.offset + extent.length)
+                self._send_data(region.view[at:end])
+            self.report.memory_bytes += extent.length
+
+    # --- The handover -------------------------------------------------------------------------
+
+    def _hand_over(self) -> None:
+        assert self._listener is not None
+        try:
+            self._check()
+        except (MigrationError, ChannelError) as error:
+            raise self._undo(error) from error
+        self._tell("handover", self.report.predicted_downtime)
+        where = f"look at {self.report.target} at the target before you start anything here"
+        try:
+            messages.send(self._channel, "run")
+            said = self._listener.wait("running", self._options.silence)
+        except (ChannelError, Failed) as error:
+            raise InDoubt(
+                f"in doubt: the right to run was given to the target, which did not confirm it ({error});"
+                f" the device stands stopped here and may run there: {where}"
+            ) from error
+        now = time.monotonic()
+        waited = now - self._stamp
+        resume = min(float(said["resume"]), waited)
+        self.report.stages["resume"] = resume
+        self.report.stages["handover"] = waited - resume
+        with contextlib.suppress(OSError):
+            self._device.set_state(DeviceState.STOP)
+        self._tell("done")
+
+    # --- When it fails ------------------------------------------------------------------------
+
+    def _undo(self, error: Exception) -> MigrationError:
+        """Let the device run here again; the error that says what happened."""
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        kind: type[MigrationError] = type(error) if isinstance(error, MigrationError) else Failed
+        if isinstance(error, ChannelError) and self._listener is not None:
+            # The target may have said why before it went.
+            objection = self._listener.objection()
+            if objection:
+                text = f"the target failed: {objection}"
+        with contextlib.suppress(ChannelError):
+            self._channel.timeout(1.0)
+            messages.send(self._channel, "abort", reason=text[:1000])
+        try:
+            self._device.set_state(DeviceState.RUNNING)
+            if self._paused and self._guest is not None:
+                self._guest.start()
+                self._paused = False
+        except (OSError, RuntimeError) as second:
+            reason = second.strerror if isinstance(second, OSError) else str(second)
+            state = self._state_name()
+            return Stopped(
+                f"{text}; then the device could not be resumed here: {reason}. It stands in {state}"
+            )
+        return kind(f"{text}; the device runs at the source")
+
+    def _state_name(self) -> str:
+        try:
+            return self._device.state.name
+        except OSError:
+            return "an unknown state"
+
+
+def migrate(
+    opened: Opened,
+    channel: Channel,
+    options: Options | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Move the device (and its guest) of ``opened`` to the target at the other end of ``channel``.
+
+    Raises MigrationError; its kind says where the device is. The caller closes ``opened``: after a
+    success the device stands in STOP, to be given back.
+    """
+    return _Source(opened, channel, options or Options(), progress).run()
+
+
+@contextlib.contextmanager
+def closing(channel: Channel) -> Iterator[Channel]:
+    """Close ``channel`` at the end, however it comes."""
+    try:
+        yield channel
+    finally:
+        channel.close()
