@@ -29,3 +29,10 @@ def open_device(name: str, *, target: bool = False) -> Opened:
         f"{name}: no such device; names are sim:mlx5, vfio:0000:06:00.2, an mdev's UUID or"
         " /dev/vfio/devices/vfio0"
     )
+
+
+def list_devices() -> list[str]:
+    """Names of the kernel's VFIO devices that are here."""
+    from precopy.backends import kernel
+
+    return kernel.list_devices()

@@ -21,7 +21,7 @@ _PF_VHCA_ID = 0x100
 _PF_LOG_MAX = 4
 
 #: Room for bulk state of a card that waits to be loaded: address space, not memory.
-_BLANK_ROOM = 64 << 30
+_BLANK_ROOM = 16 << 30
 
 
 class Executor(Protocol):

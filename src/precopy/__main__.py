@@ -1,0 +1,5 @@
+"""``python -m precopy``."""
+
+from precopy.cli.main import main
+
+main()
