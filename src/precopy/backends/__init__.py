@@ -8,9 +8,11 @@
 
 from precopy.backends import sim
 from precopy.backends.errors import DeviceNameError
+from precopy.backends.kernel import is_kernel_name, open_kernel_device
+from precopy.backends.kernel import list_devices as list_kernel_devices
 from precopy.vfio.guest import Opened
 
-__all__ = ["DeviceNameError", "open_device"]
+__all__ = ["DeviceNameError", "list_devices", "open_device"]
 
 
 def open_device(name: str, *, target: bool = False) -> Opened:
@@ -21,10 +23,8 @@ def open_device(name: str, *, target: bool = False) -> Opened:
     """
     if name.startswith(sim.PREFIX):
         return sim.open_sim(name, target=target)
-    from precopy.backends import kernel
-
-    if kernel.is_kernel_name(name):
-        return Opened(kernel.open_kernel_device(name))
+    if is_kernel_name(name):
+        return Opened(open_kernel_device(name))
     raise DeviceNameError(
         f"{name}: no such device; names are sim:mlx5, vfio:0000:06:00.2, an mdev's UUID or"
         " /dev/vfio/devices/vfio0"
@@ -33,6 +33,4 @@ def open_device(name: str, *, target: bool = False) -> Opened:
 
 def list_devices() -> list[str]:
     """Names of the kernel's VFIO devices that are here."""
-    from precopy.backends import kernel
-
-    return kernel.list_devices()
+    return list_kernel_devices()

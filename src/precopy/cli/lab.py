@@ -1,12 +1,16 @@
 """``precopy lab``."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import click
 
 from precopy.cli.common import fail
 from precopy.engine.outcome import ExitStatus
+from precopy.lab import Job
+from precopy.lab import run as run_job
 from precopy.lab.build import build as build_kernel
 from precopy.lab.errors import LabError
 
@@ -33,3 +37,36 @@ def build(source: Path | None, config: Path | None, jobs: int | None) -> None:
         print(build_kernel(say, source=source, options=options, jobs=jobs))
     except LabError as error:
         fail(f"lab: {error}", ExitStatus.FAILED)
+
+
+@lab.command(context_settings={"ignore_unknown_options": True})
+@click.option("--mtty", default=0, show_default=True, help="mtty devices (mdevs) to make.")
+@click.option("--memory", default="512M", show_default=True, help="Of the kernel.")
+@click.option("--timeout", default=120.0, show_default=True, help="Seconds for all of it.")
+@click.option(
+    "--write",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A directory of this machine that the command may write to.",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    mtty: int, memory: str, timeout: float, write: tuple[Path, ...], command: tuple[str, ...]
+) -> None:
+    """Boot the kernel and run COMMAND in it, over this machine's files, which it can't change."""
+    job = Job(command, mtty=mtty, memory=memory, timeout=timeout, writable=write)
+    try:
+        result = run_job(job, _to(sys.stdout), _to(sys.stderr))
+    except LabError as error:
+        fail(f"lab: {error}", ExitStatus.FAILED)
+    if result.trouble:
+        print(f"precopy: lab: {result.trouble}", file=sys.stderr)
+    sys.exit(result.status)
+
+
+def _to(stream: TextIO) -> Callable[[str], object]:
+    def write(text: str) -> None:
+        stream.write(text)
+        stream.flush()
+
+    return write

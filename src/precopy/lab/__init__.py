@@ -2,4 +2,13 @@
 
 ``source``, ``build``
     the kernel: Debian's linux-source, configured, compiled, cached
+``machine``
+    a running kernel and the command in it; two of them, linked
+``namespace``, ``init``
+    programs that stand alone: the read-only file system outside, the first process inside
 """
+
+from precopy.lab.errors import LabError
+from precopy.lab.machine import MTTY_UUIDS, Job, Machine, Result, run, run_linked
+
+__all__ = ["MTTY_UUIDS", "Job", "LabError", "Machine", "Result", "run", "run_linked"]

@@ -1,0 +1,215 @@
+"""A running lab kernel: a command in it, over the host's file system, which it can't change."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from precopy.lab.build import built
+from precopy.lab.errors import LabError
+
+#: The UUIDs of the mtty devices that a machine is given, in order.
+MTTY_UUIDS = tuple(f"83b8f4f2-509f-382f-3c1e-e6bfe0fa10{n:02x}" for n in range(1, 9))
+
+#: Addresses of two machines that are linked.
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+
+#: Exit status of a command that did not end in time, as coreutils' timeout has it.
+TIMED_OUT = 124
+
+_TROUBLE = re.compile(r"Kernel panic.*|WARNING: .*|BUG: .*|INFO: task .* blocked.*")
+
+#: Seconds between two looks at the output of a running command.
+_LOOK = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command in the lab left: ``trouble`` is a line of the kernel's own, empty if none."""
+
+    status: int
+    out: str
+    err: str
+    kernel_log: str
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A command for a machine. ``mtty``: how many devices; ``writable``: directories of the host."""
+
+    command: Sequence[str]
+    mtty: int = 0
+    memory: str = "512M"
+    timeout: float = 120.0
+    writable: Sequence[Path] = ()
+    env: Mapping[str, str] | None = None
+    cwd: Path | None = None
+
+
+class Machine:
+    """One kernel. LabError where there is none to boot, or a job asks for what it can't have."""
+
+    def __init__(self, job: Job, *, link: socket.socket | None = None, address: str = "") -> None:
+        kernel = built()
+        if kernel is None:
+            raise LabError("no kernel has been built yet: run precopy lab build")
+        if not 0 <= job.mtty <= len(MTTY_UUIDS):
+            raise LabError(f"a machine has 0 to {len(MTTY_UUIDS)} mtty devices, not {job.mtty}")
+        if not re.fullmatch(r"\d+[MG]", job.memory):
+            raise LabError(f"memory {job.memory!r}: write 512M or 2G")
+        for path in job.writable:
+            if not path.is_dir():
+                raise LabError(f"{path} is no directory that could be made writable")
+        self._job = job
+        self._began = time.monotonic()
+        self._scratch = Path(tempfile.mkdtemp(prefix="precopy-lab-"))
+        self._read = {"out": 0, "err": 0}
+        try:
+            self._process = self._boot(kernel, link, address)
+        except BaseException:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
+
+    def _boot(
+        self, kernel: Path, link: socket.socket | None, address: str
+    ) -> "subprocess.Popen[bytes]":
+        here, job = self._scratch, self._job
+        text = resources.files("precopy.lab").joinpath("init.py").read_text()
+        init = here / "init"
+        init.write_text(f"#!{os.path.realpath(sys.executable)} -IS\n{text}")
+        init.chmod(0o755)
+        told = {
+            "command": list(job.command),
+            "cwd": str(job.cwd or Path.cwd()),
+            "env": dict(os.environ if job.env is None else job.env),
+            "mtty": MTTY_UUIDS[: job.mtty],
+            "address": address,
+        }
+        (here / "job.json").write_text(json.dumps(told))
+        for name in ("out", "err"):
+            (here / name).touch()
+        command = [
+            sys.executable,
+            "-IS",
+            str(resources.files("precopy.lab").joinpath("namespace.py")),
+        ]
+        command += [str(here), *(str(path.resolve()) for path in job.writable), "--", str(kernel)]
+        command += [f"mem={job.memory}", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]
+        command += [f"init={init}", f"uml_dir={here}/", "con=null", "con0=null,fd:1", "quiet"]
+        fds: tuple[int, ...] = ()
+        if link is not None:
+            command.append(f"vec0:transport=fd,fd={link.fileno()},vec=0")
+            fds = (link.fileno(),)
+        with open(here / "console", "wb") as console:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                pass_fds=fds,
+                start_new_session=True,
+            )
+
+    def _new(self, name: str) -> str:
+        """What the command has written since the last look."""
+        with open(self._scratch / name, "rb") as file:
+            file.seek(self._read[name])
+            data = file.read()
+        self._read[name] += len(data)
+        return data.decode(errors="replace")
+
+    def wait(
+        self, out: Callable[[str], object] | None = None, err: Callable[[str], object] | None = None
+    ) -> Result:
+        """The command's end; ``out`` and ``err`` are given its output as it comes."""
+        parts: dict[str, list[str]] = {"out": [], "err": []}
+        hear = {"out": out, "err": err}
+        timed_out = False
+
+        def look() -> None:
+            for name, found in parts.items():
+                text = self._new(name)
+                listener = hear[name]
+                if text:
+                    found.append(text)
+                    if listener is not None:
+                        listener(text)
+
+        try:
+            while True:
+                try:
+                    self._process.wait(_LOOK)
+                    break
+                except subprocess.TimeoutExpired:
+                    look()
+                if time.monotonic() - self._began > self._job.timeout:
+                    timed_out = True
+                    break
+            self.kill()
+            look()
+            return self._result("".join(parts["out"]), "".join(parts["err"]), timed_out)
+        finally:
+            self.kill()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _result(self, out: str, err: str, timed_out: bool) -> Result:
+        log = (self._scratch / "console").read_text(errors="replace")
+        found = _TROUBLE.search(log)
+        trouble = found.group(0).strip() if found else ""
+        status_file = self._scratch / "status"
+        if timed_out:
+            trouble = trouble or f"not done within {self._job.timeout:g} s"
+            return Result(TIMED_OUT, out, err, log, trouble)
+        if not status_file.exists():
+            last = (log.strip().splitlines() or ["it said nothing"])[-1]
+            return Result(
+                125, out, err, log, trouble or f"the kernel did not run the command: {last}"
+            )
+        return Result(int(status_file.read_text()), out, err, log, trouble)
+
+    def kill(self) -> None:
+        """End it, and all its processes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def run(
+    job: Job,
+    out: Callable[[str], object] | None = None,
+    err: Callable[[str], object] | None = None,
+) -> Result:
+    """Boot a machine, run ``job`` in it, power it off."""
+    return Machine(job).wait(out, err)
+
+
+def run_linked(first: Job, second: Job) -> tuple[Result, Result]:
+    """Two machines at once, joined by a network: they are 10.77.0.1 and 10.77.0.2."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        machines = [Machine(first, link=one, address=ADDRESSES[0])]
+        try:
+            machines.append(Machine(second, link=other, address=ADDRESSES[1]))
+        except BaseException:
+            machines[0].kill()
+            raise
+    # Either may wait for the other, so both are watched: one thread each would do no more.
+    second_result = None
+    try:
+        second_result = machines[1].wait()
+    finally:
+        if second_result is None:
+            machines[0].kill()
+    return machines[0].wait(), second_result
