@@ -1,0 +1,73 @@
+# Everything runs in a virtual environment of the project; the first command makes it.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTHON ?= python3
+
+.PHONY: help run test lab-test lint format htmldocs pdfdocs bench clean
+
+help:
+	@echo 'make run       move a software ConnectX VF between two processes, both ways'
+	@echo 'make test      the tests (under three minutes)'
+	@echo 'make lab-test  the tests against a real kernel (builds it the first time)'
+	@echo 'make lint      ruff and mypy --strict'
+	@echo 'make htmldocs  the documentation, in Documentation/_build/html'
+	@echo 'make pdfdocs   the same as one PDF, in Documentation/_build/pdf'
+	@echo 'make bench     what is claimed about speed, measured here'
+
+# Debian has venv in a package of its own; where that is missing, say so in one line.
+$(VENV)/bin/python:
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'precopy: python3 -m venv failed: apt-get install python3-venv' >&2; exit 1; }
+
+$(VENV)/.run: pyproject.toml | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.lint: pyproject.toml | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[test,lint]'
+	@touch $@ $(VENV)/.test $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.pdf: pyproject.toml $(VENV)/.docs
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[docs,pdf]'
+	@touch $@
+
+run: $(VENV)/.run
+	$(VENV)/bin/precopy migrate --compare --min-rounds 2 --progress lines 'sim:mlx5?qps=1000&active=32&state=64M' sim:mlx5
+
+test: $(VENV)/.test
+	$(PY) -m pytest tests --ignore=tests/lab
+
+lab-test: $(VENV)/.test
+	$(VENV)/bin/precopy lab build >/dev/null
+	$(PY) -m pytest tests/lab
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.lint
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+htmldocs: $(VENV)/.docs
+	$(PY) -m sphinx -q -W --keep-going -b html Documentation Documentation/_build/html
+	@echo Documentation/_build/html/index.html
+
+pdfdocs: $(VENV)/.pdf
+	$(PY) -m sphinx -q -W --keep-going -b pdf Documentation Documentation/_build/pdf
+	@echo Documentation/_build/pdf/precopy.pdf
+
+bench: $(VENV)/.run
+	$(PY) -m benchmarks
+
+clean:
+	rm -rf $(VENV) Documentation/_build
