@@ -51,8 +51,15 @@ ARCS = [
     (
         PC,
         R,
-        ["QUERY inc=1", "CREATE_MKEY 1", "SAVE inc=0 track=0"]
-        + ["DESTROY_MKEY 3", "DESTROY_MKEY 1", "DESTROY_MKEY 3", "DEALLOC_PD"],
+        [
+            "QUERY inc=1",
+            "CREATE_MKEY 1",
+            "SAVE inc=0 track=0",
+            "DESTROY_MKEY 3",
+            "DESTROY_MKEY 1",
+            "DESTROY_MKEY 3",
+            "DEALLOC_PD",
+        ],
     ),
     (S, RES, ["ALLOC_PD"]),
 ]

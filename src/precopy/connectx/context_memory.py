@@ -5,6 +5,7 @@ puts them back, whatever the number of contexts. One address space a function, d
 of equal slots; pages that were never written take no memory.
 """
 
+import contextlib
 import mmap
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -16,6 +17,10 @@ PAGE_SIZE = 4096
 
 #: Linux; the mmap module has no name for it.
 _MAP_NORESERVE = 0x4000
+_MADV_POPULATE_WRITE = 23
+
+#: Pages in a row from which on memory is asked for ahead.
+_LONG_RUN = 64
 
 Pages = NDArray[np.int64]
 
@@ -100,6 +105,7 @@ class ContextMemory:
         # Reserved, not committed: a page costs memory once it is written.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map = mmap.mmap(-1, max(size, PAGE_SIZE), flags=flags)
+        self._map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._map)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         #: The same bytes as rows of pages.
@@ -149,9 +155,20 @@ class ContextMemory:
 
     def restore(self, pages: Pages, content: NDArray[np.uint8]) -> None:
         """Put ``content`` (rows of pages) in the place of ``pages``; they count as written."""
-        self.pages[pages] = content
+        if len(pages) > _LONG_RUN and int(pages[-1] - pages[0]) == len(pages) - 1:
+            self._populate(int(pages[0]), len(pages))
+            self.pages[pages[0] : pages[-1] + 1] = content
+        else:
+            self.pages[pages] = content
         self._present[pages] = True
         self._dirty[pages] = True
+
+    def _populate(self, first: int, count: int) -> None:
+        """Ask for memory at once: a fault for each page costs far more than filling it."""
+        if self._present[first]:
+            return
+        with contextlib.suppress(OSError):  # Linux before 5.14 does not know it
+            self._map.madvise(_MADV_POPULATE_WRITE, first * PAGE_SIZE, count * PAGE_SIZE)
 
     def used_bytes(self) -> int:
         """Bytes of the pages ever written."""

@@ -49,9 +49,15 @@ class Policy:
     #: A limit that more rounds don't bring nearer: this many without gain are enough.
     patience: int = 3
 
-    def decide(self, now: Measured, rounds: int, elapsed: float, stalled: int) -> Decision:
-        """``stalled``: rounds in a row after which no less remained than before."""
-        if predicted_downtime(now) <= self.downtime_limit:
+    def decide(
+        self, now: Measured, rounds: int, elapsed: float, stalled: int, all_sent: bool = True
+    ) -> Decision:
+        """``stalled``: rounds in a row after which no less remained than before.
+
+        ``all_sent``: everything has been sent once. Until then another image costs no downtime and
+        saves some, so that it pays whatever the limit is.
+        """
+        if all_sent and predicted_downtime(now) <= self.downtime_limit:
             return Decision.SWITCH_OVER
         if rounds >= self.max_rounds or elapsed >= self.timeout or stalled >= self.patience:
             give_up = self.give_up is GiveUp.CANCEL

@@ -108,6 +108,8 @@ class _Source:
         self._file: MigrationFile | None = None
         self._listener: _Listener | None = None
         self._paused = False
+        #: Whether the device has left RUNNING since this began.
+        self._touched = False
         self._sent, self._sending = 0, 0.0
         self._fixed = 0.0
         self._info = PrecopyInfo(0, 0)
@@ -182,11 +184,13 @@ class _Source:
         if Feature.MIG_PRECOPY_INFO_V2 in device.features():
             device.enable_precopy_info_v2()
         self._tell("PRE_COPY")
+        self._touched = True
         self._file = device.set_state(DeviceState.PRE_COPY)
         began = time.monotonic()
         rounds = stalled = 0
-        self._drain(Image("initial"), "initial image")
+        sent = self._drain(Image("initial"), "initial image")
         target = before = 0
+        all_sent = False
         middle = 0
         while True:
             asked = time.monotonic()
@@ -195,6 +199,8 @@ class _Source:
             remaining = info.initial_bytes + info.dirty_bytes
             if not middle:
                 target = before = remaining
+                # What is known as initial bytes has gone; what a chunk had no room for has not.
+                all_sent = remaining <= sent
             now = Measured(
                 remaining + self._memory_bytes(),
                 self._bandwidth(),
@@ -204,7 +210,9 @@ class _Source:
             predicted = predicted_downtime(now)
             self.report.predicted_downtime = predicted
             self._tell("middle images", predicted)
-            decision = options.policy.decide(now, rounds, time.monotonic() - began, stalled)
+            decision = options.policy.decide(
+                now, rounds, time.monotonic() - began, stalled, all_sent
+            )
             if middle < options.min_rounds and decision is Decision.SWITCH_OVER:
                 decision = Decision.ANOTHER_ROUND
             if decision is Decision.GIVE_UP:
@@ -220,6 +228,7 @@ class _Source:
             target -= got
             if target <= 0 or not got:
                 rounds += 1
+                all_sent = True
                 stalled = stalled + 1 if remaining >= before else 0
                 target = before = remaining
         self.report.rounds = rounds
@@ -283,6 +292,7 @@ class _Source:
         device, stages = self._device, self.report.stages
         self._check()
         self._tell("STOP_COPY", self.report.predicted_downtime)
+        self._touched = True
         stamp = time.monotonic()
 
         def stage(name: str) -> float:
@@ -382,6 +392,8 @@ class _Source:
         with contextlib.suppress(ChannelError):
             self._channel.timeout(1.0)
             messages.send(self._channel, "abort", reason=text[:1000])
+        if not self._touched:
+            return kind(f"{text}; nothing has changed, the device is where it was")
         try:
             self._device.set_state(DeviceState.RUNNING)
             if self._paused and self._guest is not None:

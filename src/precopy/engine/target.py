@@ -18,7 +18,7 @@ from precopy.vfio.guest import Guest, Opened
 from precopy.vfio.states import DeviceState
 
 #: Bytes of the device's stream after which the source is told how fast they were loaded.
-_TELL_EVERY = 16 << 20
+_TELL_EVERY = 4 << 20
 
 
 @dataclass(slots=True)
