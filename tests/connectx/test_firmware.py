@@ -45,7 +45,7 @@ def test_nobody_migrates_a_pf_or_a_stranger() -> None:
 )
 @pytest.mark.parametrize("on", [True, False])
 def test_capability_switches(switch: str, on: bool) -> None:
-    pf = small_adapter(**{switch: on}).pf
+    pf = small_adapter("", **{switch: on}).pf
     general = GeneralCap(_cap(pf, CapType.GENERAL))
     general2 = GeneralCap2(_cap(pf, CapType.GENERAL_2))
     seen = {
