@@ -12,6 +12,7 @@ from precopy.engine.outcome import Cancelled, Failed, InDoubt, MigrationError, R
 from precopy.engine.report import Report
 from precopy.engine.source import Options, migrate
 from precopy.engine.target import receive
+from precopy.guest import WorkloadGuest
 from precopy.vfio.guest import Opened
 from precopy.vfio.states import DeviceState
 
@@ -47,7 +48,7 @@ class Pair:
             thread.join()
 
     def works_at(self, opened: Opened) -> bool:
-        assert opened.guest is not None
+        assert isinstance(opened.guest, WorkloadGuest)
         opened.guest.step(100)
         return opened.device.state is DeviceState.RUNNING and not opened.guest.settle(5).faults
 
