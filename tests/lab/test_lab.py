@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from precopy.lab import MTTY_UUIDS, Job, run
+from precopy.lab import MTTY_UUIDS, Job, run, run_linked
 
 PRECOPY = (sys.executable, "-m", "precopy")
 
@@ -49,3 +49,18 @@ def test_mtty_moves(precopy: bool) -> None:
     assert report["precopy"] is precopy
     assert report["device_bytes"] > 0
     assert report["downtime"] == pytest.approx(sum(report["stages"].values()))
+
+
+def test_mtty_moves_between_two_kernels() -> None:
+    address, device = "tcp://10.77.0.1:7475", MTTY_UUIDS[0]
+    receiving = [*PRECOPY, "receive", device, "--listen", address, "--plain-from-network"]
+    moving = [*PRECOPY, "migrate", "--json", "--progress", "none", device, address]
+    # The two boot at their own speed: the source tries again until the target listens.
+    script = f"for n in 1 2 3 4 5 6 7 8 9; do {' '.join(moving)} && exit 0; sleep 1; done; exit 1"
+    target, source = run_linked(
+        Job([*receiving, "--run-for", "0"], mtty=1, timeout=60),
+        Job(["sh", "-c", script], mtty=1, timeout=60),
+    )
+    assert (source.status, target.status) == (0, 0), source.err + target.err
+    assert "runs here" in target.out
+    assert json.loads(source.out)["outcome"].startswith("moved")
