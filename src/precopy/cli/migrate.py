@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from precopy.cli.common import PROGRESS_KINDS, fail, open_or_fail, progress_of
 from precopy.engine import address as addresses
-from precopy.engine.address import Address, AddressError
+from precopy.engine.address import AddressError
 from precopy.engine.channel import Channel
 from precopy.engine.outcome import ExitStatus, Failed, MigrationError
 from precopy.engine.policy import GiveUp, Policy
@@ -49,14 +50,14 @@ class Receiver:
             start_new_session=True,
         )
 
-    def address(self) -> Address:
+    def address(self) -> str:
         """Where it listens. Failed, or its own complaint and status, where it does not."""
         said = self._line()
         if "listening" not in said:
             complaint = self._process.communicate(timeout=_START)[1].strip()
             text = complaint.removeprefix("precopy: ") or "the receiving process did not start"
             fail(text, _status(self._process.returncode))
-        return addresses.parse(str(said["listening"]))
+        return str(said["listening"])
 
     def _line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -156,17 +157,9 @@ def _once(source: str, target: str, options: Options, progress: str) -> Report:
             opened.guest.start()
         receiver = None
         try:
-            if addresses.is_address(target):
-                address = addresses.parse(target)
-            else:
+            if not addresses.is_address(target):
                 receiver = Receiver(target, options.silence)
-                address = receiver.address()
-            connected = addresses.connect(address, options.silence)
-        except AddressError as error:
-            fail(str(error), ExitStatus.USAGE)
-        except OSError as error:
-            fail(f"{error.strerror}; nothing has changed", ExitStatus.FAILED)
-        try:
+            connected = _connect(receiver.address() if receiver else target, options.silence)
             with progress_of(progress) as tell, closing(Channel(connected)) as channel:
                 report = _move(opened, channel, options, tell)
             if receiver is not None:
@@ -179,6 +172,16 @@ def _once(source: str, target: str, options: Options, progress: str) -> Report:
             if receiver is not None:
                 receiver.end()
     return report
+
+
+def _connect(target: str, silence: float) -> socket.socket:
+    """A connection to where a target listens; without one, the line that says why."""
+    try:
+        return addresses.connect(addresses.parse(target), silence)
+    except AddressError as error:
+        fail(str(error), ExitStatus.USAGE)
+    except OSError as error:
+        fail(f"{error.strerror}; nothing has changed", ExitStatus.FAILED)
 
 
 def _move(opened: Opened, channel: Channel, options: Options, progress: Progress) -> Report:

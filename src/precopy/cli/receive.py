@@ -55,15 +55,14 @@ def receive(
     """Wait for a migration into DEVICE; the device then runs in this process."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        address = addresses.parse(listen)
-        listening = Listening(address, plain_from_network=plain_from_network)
-    except AddressError as error:
-        fail(str(error), ExitStatus.USAGE)
-    except OSError as error:
-        fail(error.strerror or str(error), ExitStatus.USAGE)
     opened = open_or_fail(device, target=True)
     with closing(opened):
+        try:
+            listening = Listening(addresses.parse(listen), plain_from_network=plain_from_network)
+        except AddressError as error:
+            fail(str(error), ExitStatus.USAGE)
+        except OSError as error:
+            fail(error.strerror or str(error), ExitStatus.USAGE)
         _say(as_json, f"listening on {listening.address}", listening=str(listening.address))
         if not listening.address.is_local:
             print(

@@ -62,7 +62,7 @@ class Table:
     def present_slots(self) -> Pages:
         """Numbers of the slots on pages ever written, ascending; all others are zeroes."""
         pages = self._memory.present_pages()
-        last = self._first_page + -(-self.slots * self.slot_bytes // PAGE_SIZE)
+        last = self._first_page + self.page_count
         low, high = np.searchsorted(pages, (self._first_page, last))
         pages = pages[low:high] - self._first_page
         if self.slot_bytes >= PAGE_SIZE:
@@ -169,10 +169,6 @@ class ContextMemory:
             return
         with contextlib.suppress(OSError):  # Linux before 5.14 does not know it
             self._map.madvise(_MADV_POPULATE_WRITE, first * PAGE_SIZE, count * PAGE_SIZE)
-
-    def used_bytes(self) -> int:
-        """Bytes of the pages ever written."""
-        return int(np.count_nonzero(self._present)) * PAGE_SIZE
 
     def clear(self) -> None:
         """Back to zeroes, as after a reset; the memory is given back."""

@@ -151,13 +151,15 @@ class Migration:
             if not track and not final and not vhca.config.chunk_mode:
                 raise Refused(Status.BAD_PARAM, 0x5B23, "the buffer is too small for what remains")
             flags = ImageFlags.FINAL if final else ImageFlags(0)
-            image.finish(target, self._header(flags, len(pages)))
+            header = self._header(flags, len(pages))
             assert self._sent is not None
             self._sent[pages] = True
             self._sequence += 1
             if final:
                 self._sent = None
             more = min(CHUNK_BYTES, image.image_bytes(left)) if not track and left else 0
+        # Without the lock: a checksum over all of it would hold up a function that works.
+        image.finish(target, header)
         return image.image_bytes(len(pages)), more
 
     def _end_of_tracking(self, target: Scattered) -> tuple[int, int]:

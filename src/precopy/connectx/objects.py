@@ -4,6 +4,7 @@ Each works on slots alone: an object is its slot. A refused command has changed 
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from precopy.connectx.memory_keys import write_entries
 from precopy.connectx.migration import Refused
@@ -34,10 +35,10 @@ from precopy.mlx5_abi.commands import (
     QueryQpOut,
 )
 from precopy.mlx5_abi.contexts import AccessMode, Cqc, Eqc, Mkc, Qpc, QpState, ServiceType
+from precopy.mlx5_abi.layout import Layout
 from precopy.mlx5_abi.status import Status
 
 _ENTRY = 8
-_OCTWORD = 16
 
 
 def _number(vhca: Vhca, table: str) -> int:
@@ -136,19 +137,29 @@ def _destroy_mkey(vhca: Vhca, inbox: bytes, out: Outbox) -> None:
 
 # --- Queues -----------------------------------------------------------------------------------
 
+Q = TypeVar("Q", EqSlot, CqSlot, QpSlot)
+
+
+def _new_queue(
+    vhca: Vhca, table: str, kind: type[Q], context: Layout, entries: memoryview
+) -> tuple[int, Q]:
+    """A slot that holds ``context`` and the page addresses; its number, and the slot."""
+    number = _number(vhca, table)
+    slot = vhca.table(table).edit(number)
+    slot[: context.SIZE] = context.buf
+    slot[kind.PAS : kind.PAS + len(entries)] = entries
+    queue = kind(slot)
+    queue.num_pages, queue.flags = len(entries) // _ENTRY, SlotFlags.IN_USE
+    return number, queue
+
 
 def _create_eq(vhca: Vhca, inbox: bytes, out: Outbox) -> None:
     asked = CreateEqIn(inbox)
     eqc = asked.eqc
     size = 64 << eqc.log_eq_size
     entries = _pages(inbox, CreateEqIn.SIZE, size, EqSlot.MAX_PAGES, eqc.log_page_size)
-    number = _number(vhca, "eq")
-    slot = vhca.table("eq").edit(number)
-    slot[: Eqc.SIZE] = eqc.buf
-    slot[EqSlot.PAS : EqSlot.PAS + len(entries)] = entries
-    eq = EqSlot(slot)
+    number, eq = _new_queue(vhca, "eq", EqSlot, eqc, entries)
     eq.consumer_counter = eq.producer_counter = 0
-    eq.num_pages, eq.flags = len(entries) // _ENTRY, SlotFlags.IN_USE
     eq.event_bitmask = asked.event_bitmask
     out.eq_number = number  # type: ignore[attr-defined]
 
@@ -157,17 +168,12 @@ def _create_cq(vhca: Vhca, inbox: bytes, out: Outbox) -> None:
     cqc = CreateCqIn(inbox).cqc
     if cqc.cqe_sz:
         raise Refused(Status.BAD_PARAM, 0x5C20, "completions have 64 bytes here")
-    if vhca.config.log_max_cq and cqc.c_eqn and not vhca.in_use("eq", cqc.c_eqn):
+    if cqc.c_eqn and not vhca.in_use("eq", cqc.c_eqn):
         raise Refused(Status.BAD_RES, 0x5C21, f"no EQ {cqc.c_eqn}")
     size = 64 << cqc.log_cq_size
     entries = _pages(inbox, CreateCqIn.SIZE, size, CqSlot.MAX_PAGES, cqc.log_page_size)
-    number = _number(vhca, "cq")
-    slot = vhca.table("cq").edit(number)
-    slot[: Cqc.SIZE] = cqc.buf
-    slot[CqSlot.PAS : CqSlot.PAS + len(entries)] = entries
-    cq = CqSlot(slot)
+    number, cq = _new_queue(vhca, "cq", CqSlot, cqc, entries)
     cq.consumer_counter = cq.producer_counter = 0
-    cq.num_pages, cq.flags = len(entries) // _ENTRY, SlotFlags.IN_USE
     out.cqn = number  # type: ignore[attr-defined]
 
 
@@ -183,13 +189,8 @@ def _create_qp(vhca: Vhca, inbox: bytes, out: Outbox) -> None:
     )
     size += qpc.page_offset * 64
     entries = _pages(inbox, CreateQpIn.SIZE, size, QpSlot.MAX_PAGES, qpc.log_page_size)
-    number = _number(vhca, "qp")
-    slot = vhca.table("qp").edit(number)
-    slot[: Qpc.SIZE] = qpc.buf
-    slot[QpSlot.PAS : QpSlot.PAS + len(entries)] = entries
-    qp = QpSlot(slot)
+    number, qp = _new_queue(vhca, "qp", QpSlot, qpc, entries)
     qp.state = QpState.RST
-    qp.num_pages, qp.flags = len(entries) // _ENTRY, SlotFlags.IN_USE
     out.qpn = number  # type: ignore[attr-defined]
 
 

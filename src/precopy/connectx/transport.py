@@ -29,6 +29,11 @@ _READY_TO_RECEIVE = frozenset({QpState.RTR, QpState.RTS})
 _RNR_FOREVER = 7
 
 
+def _blocks(entry: bytes) -> int:
+    """Building blocks that a send queue entry takes."""
+    return max(1, -(-len(entry) // wqe.WQEBB_BYTES))
+
+
 class _Wait(Exception):
     """The entry at the head can't be carried out yet."""
 
@@ -150,7 +155,7 @@ class Transport:
         entry = self._read_wqe(qp, counter)
         head, _, flags, immediate = wqe.CTRL_SEG.unpack_from(entry)
         opcode = head & 0xFF
-        blocks = max(1, -(-len(entry) // wqe.WQEBB_BYTES))
+        blocks = _blocks(entry)
         try:
             if head >> 8 & 0xFFFF != counter:
                 raise _Fault(CqeSyndrome.LOCAL_QP_OP_ERR)
@@ -327,8 +332,7 @@ class Transport:
             syndrome=syndrome,
         )
         try:
-            entry = self._read_wqe(qp, counter)
-            blocks = max(1, -(-len(entry) // wqe.WQEBB_BYTES))
+            blocks = _blocks(self._read_wqe(qp, counter))
         except (OSError, IndexError):
             blocks = 1
         qp.hw_sq_wqebb_counter = (counter + blocks) & 0xFFFF
@@ -352,7 +356,7 @@ class Transport:
             end = self._send_counter(qp)
             while not qp.no_sq and qp.hw_sq_wqebb_counter != end:
                 counter = qp.hw_sq_wqebb_counter
-                blocks = max(1, -(-len(self._read_wqe(qp, counter)) // wqe.WQEBB_BYTES))
+                blocks = _blocks(self._read_wqe(qp, counter))
                 qp.hw_sq_wqebb_counter = (counter + blocks) & 0xFFFF
                 if (end - counter) & 0xFFFF < blocks:
                     qp.hw_sq_wqebb_counter = end

@@ -2,6 +2,8 @@
 
 ``source``, ``target``
     the two sides of one migration
+``listener``
+    what the target says, heard while the source sends
 ``channel``, ``messages``
     frames with checksums; messages with schemas
 ``manifest``

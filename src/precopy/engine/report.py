@@ -1,6 +1,5 @@
 """What a migration did, as measured: its images, and where the downtime went."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -65,9 +64,6 @@ class Report:
         if self.guest is not None:
             found["guest"]["faults"] = self.guest.faults
         return found
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2)
 
 
 def human(count: float) -> str:

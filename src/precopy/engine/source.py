@@ -6,15 +6,13 @@ target's; what is then not known is said, and nothing is done here by itself.
 
 import contextlib
 import errno
-import queue
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from precopy.engine import manifest, messages
-from precopy.engine.channel import CONTROL, MAX_DATA, Channel, ChannelError
-from precopy.engine.messages import Message
+from precopy.engine.channel import MAX_DATA, Channel, ChannelError
+from precopy.engine.listener import Listener
 from precopy.engine.outcome import Cancelled, Failed, InDoubt, MigrationError, Refused, Stopped
 from precopy.engine.policy import Decision, Measured, Policy, predicted_downtime
 from precopy.engine.progress import Progress, Snapshot, silent
@@ -37,65 +35,6 @@ class Options:
     min_rounds: int = 0
 
 
-class _Listener:
-    """Reads what the target says while the source sends."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._said: queue.Queue[tuple[str, Message] | ChannelError] = queue.Queue()
-        self.loaded_bytes, self.load_seconds = 0, 0.0
-        self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        try:
-            while True:
-                frame, payload = self._channel.receive()
-                if frame != CONTROL:
-                    raise ChannelError("the target sent data")
-                kind, fields = messages.decode(payload)
-                if kind == "loaded":
-                    self.loaded_bytes, self.load_seconds = fields["bytes"], fields["seconds"]
-                    continue
-                self._said.put((kind, fields))
-                if kind in ("running", "failed", "refuse"):
-                    return
-        except ChannelError as error:
-            self._said.put(error)
-
-    def wait(self, kind: str, timeout: float) -> Message:
-        """The next message, which has to be ``kind``. Failed, or ChannelError, otherwise."""
-        try:
-            said = self._said.get(timeout=timeout)
-        except queue.Empty:
-            raise ChannelError(f"the target did not say {kind} within {timeout:g} s") from None
-        if isinstance(said, ChannelError):
-            raise said
-        if said[0] == "failed":
-            raise Failed(f"the target failed: {said[1]['reason']}")
-        if said[0] != kind:
-            raise ChannelError(f"the target said {said[0]} instead of {kind}")
-        return said[1]
-
-    def objection(self) -> str | None:
-        """Why the target has given up, if it has."""
-        try:
-            said = self._said.get(timeout=1.0)
-        except queue.Empty:
-            return None
-        if isinstance(said, ChannelError):
-            return None
-        return str(said[1].get("reason", "")) or None
-
-    def check(self) -> None:
-        """Raise what the target has said unasked."""
-        with contextlib.suppress(queue.Empty):
-            said = self._said.get_nowait()
-            if isinstance(said, ChannelError):
-                raise said
-            raise Failed(f"the target failed: {said[1].get('reason', said[0])}")
-
-
 class _Source:
     def __init__(
         self, opened: Opened, channel: Channel, options: Options, progress: Progress
@@ -106,7 +45,7 @@ class _Source:
         self._options, self._progress = options, progress
         self._buffer = memoryview(bytearray(MAX_DATA))
         self._file: MigrationFile | None = None
-        self._listener: _Listener | None = None
+        self._listener: Listener | None = None
         self._paused = False
         #: Whether the device has left RUNNING since this began.
         self._touched = False
@@ -122,11 +61,9 @@ class _Source:
         try:
             self._tell("connecting")
             self._greet()
-            if self._options.precopy:
+            if self.report.precopy:
                 self._read_ahead()
             self._switch_over()
-        except InDoubt:
-            raise
         except (MigrationError, ChannelError, OSError) as error:
             raise self._undo(error) from error
         self._hand_over()
@@ -135,7 +72,7 @@ class _Source:
         self.report.outcome = "moved; the device runs at the target"
         return self.report
 
-    def _tell(self, phase: str, predicted: float = 0.0) -> None:
+    def _tell(self, phase: str) -> None:
         info = self._info
         self._progress(
             Snapshot(
@@ -144,7 +81,7 @@ class _Source:
                 self._bandwidth(),
                 info.initial_bytes,
                 info.dirty_bytes,
-                predicted,
+                self.report.predicted_downtime,
             )
         )
 
@@ -162,11 +99,11 @@ class _Source:
         channel.timeout(options.silence)
         messages.hello(channel, "precopy source")
         flags = self._device.migration_flags
-        if options.precopy and not flags & MigrationFlags.PRE_COPY:
-            options.precopy = self.report.precopy = False
+        if self.report.precopy and not flags & MigrationFlags.PRE_COPY:
+            self.report.precopy = False
             self.report.notes.append("the device has no PRE_COPY: moved while stopped")
         began = time.monotonic()
-        messages.send(channel, "manifest", **manifest.describe(self._opened, options.precopy))
+        messages.send(channel, "manifest", **manifest.describe(self._opened, self.report.precopy))
         kind, said = messages.expect(channel, "accept", "refuse", "failed")
         if kind != "accept":
             raise Refused(f"the target refuses: {said['reason']}")
@@ -175,7 +112,7 @@ class _Source:
         self.report.target = said["name"]
         # Reading blocks for as long as it takes; the silence of a target is judged when it owes a word.
         channel.timeout(None)
-        self._listener = _Listener(channel)
+        self._listener = Listener(channel)
 
     # --- While the device runs ----------------------------------------------------------------
 
@@ -204,12 +141,12 @@ class _Source:
             now = Measured(
                 remaining + self._memory_bytes(),
                 self._bandwidth(),
-                self._load_rate(),
+                self._listener.load_rate if self._listener else 0.0,
                 self._fixed + answer,
             )
             predicted = predicted_downtime(now)
             self.report.predicted_downtime = predicted
-            self._tell("middle images", predicted)
+            self._tell("middle images")
             decision = options.policy.decide(
                 now, rounds, time.monotonic() - began, stalled, all_sent
             )
@@ -232,12 +169,6 @@ class _Source:
                 stalled = stalled + 1 if remaining >= before else 0
                 target = before = remaining
         self.report.rounds = rounds
-
-    def _load_rate(self) -> float:
-        listener = self._listener
-        if listener is None or not listener.load_seconds:
-            return 0.0
-        return listener.loaded_bytes / listener.load_seconds
 
     def _memory_bytes(self) -> int:
         if self._guest is None:
@@ -268,17 +199,13 @@ class _Source:
                 counter(piece)
             self._send_data(piece)
             image.bytes += count
-            self._tell(phase, self.report.predicted_downtime)
+            self._tell(phase)
         image.seconds = time.monotonic() - began
         if counter is not None:
             image.records = counter(b"")
-        if image.bytes or image.kind != "middle":
-            self._note(image)
-        return image.bytes
-
-    def _note(self, image: Image) -> None:
         if image.bytes:
             self.report.images.append(image)
+        return image.bytes
 
     def _send_data(self, piece: memoryview) -> None:
         began = time.monotonic()
@@ -291,7 +218,7 @@ class _Source:
     def _switch_over(self) -> None:
         device, stages = self._device, self.report.stages
         self._check()
-        self._tell("STOP_COPY", self.report.predicted_downtime)
+        self._tell("STOP_COPY")
         self._touched = True
         stamp = time.monotonic()
 
@@ -323,7 +250,7 @@ class _Source:
         self._send_memory()
         messages.send(self._channel, "switch", digest=self._channel.end_sent())
         assert self._listener is not None
-        self._tell("waiting for the target", self.report.predicted_downtime)
+        self._tell("waiting for the target")
         ready = self._listener.wait("ready", self._options.silence)
         taken = stage("transfer")
         for name in ("validate", "load"):
@@ -359,7 +286,7 @@ class _Source:
             self._check()
         except (MigrationError, ChannelError) as error:
             raise self._undo(error) from error
-        self._tell("handover", self.report.predicted_downtime)
+        self._tell("handover")
         where = f"look at {self.report.target} at the target before you start anything here"
         try:
             messages.send(self._channel, "run")
@@ -426,12 +353,3 @@ def migrate(
     success the device stands in STOP, to be given back.
     """
     return _Source(opened, channel, options or Options(), progress).run()
-
-
-@contextlib.contextmanager
-def closing(channel: Channel) -> Iterator[Channel]:
-    """Close ``channel`` at the end, however it comes."""
-    try:
-        yield channel
-    finally:
-        channel.close()

@@ -176,7 +176,6 @@ class _Target:
         self._tell("validating")
         self._device.set_state(DeviceState.STOP)
         took = time.monotonic() - began
-        self._resuming = True
         messages.send(
             self._channel,
             "ready",

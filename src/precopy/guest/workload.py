@@ -32,7 +32,6 @@ from precopy.pci.memory import GuestMemory, RegionSpec
 from precopy.vfio.guest import GuestCounts
 
 _RDMA = frozenset({WqeOpcode.RDMA_WRITE, WqeOpcode.RDMA_READ})
-_SENDS = frozenset({WqeOpcode.SEND, WqeOpcode.SEND_IMM})
 
 #: How long a step may leave the vCPU at a time, in seconds, so that a pause is prompt.
 _BURST = 0.002
@@ -81,16 +80,20 @@ class WorkloadGuest:
             raise RuntimeError("the guest's memory holds no workload")
         return control
 
+    def _take_up(self) -> None:
+        """Read from the memory what does not change while the guest runs."""
+        control = self._control()
+        self._config = control.config()
+        self._names = [
+            NAMES.unpack_from(self._view, layout.NAMES_AT + index * NAMES.size)
+            for index in range(control.active)
+        ]
+
     def start(self) -> None:
         with self._cpu:
             if self._running:
                 return
-            control = self._control()
-            self._config = control.config()
-            self._names = [
-                NAMES.unpack_from(self._view, layout.NAMES_AT + index * NAMES.size)
-                for index in range(control.active)
-            ]
+            self._take_up()
             self._running = True
             # Interrupts may have come while nobody was there to hear them.
             self._events = True
@@ -133,12 +136,7 @@ class WorkloadGuest:
     def step(self, messages: int) -> None:
         """Send ``messages`` messages in the calling thread, paused or not; tests drive it so."""
         with self._cpu:
-            control = self._control()
-            self._config = control.config()
-            self._names = [
-                NAMES.unpack_from(self._view, layout.NAMES_AT + index * NAMES.size)
-                for index in range(control.active)
-            ]
+            self._take_up()
             self._handle_events()
             self._burst(messages, for_ever=True)
 

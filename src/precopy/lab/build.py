@@ -89,7 +89,11 @@ def build(
         if not kernel.exists():
             _compile(origin, config, kernel, jobs or os.cpu_count() or 1, say)
         _link(cache / "kernel", kernel)
-        (cache / "kernel.config").write_text(config)
+        if source is None:
+            (cache / "kernel.config").write_text(config)
+        else:
+            # A kernel of another source is not to be taken for Debian's later.
+            (cache / "kernel.config").unlink(missing_ok=True)
     say(f"the kernel is {kernel.name}, of {origin.name}")
     return kernel
 
