@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 DEFAULT_PORT = 7475
-_BUFFER = 4 << 20
 
 
 class AddressError(ValueError):
@@ -66,7 +65,6 @@ def _tune(connected: socket.socket, silence: float) -> None:
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
     if connected.family != socket.AF_UNIX:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
 
 
 def connect(address: Address, silence: float = 30.0) -> socket.socket:

@@ -9,6 +9,7 @@ stream up to and with this frame, so that one pass over the bytes guards frame a
 import contextlib
 import socket
 import struct
+from collections.abc import Callable
 from typing import Protocol
 
 import xxhash
@@ -48,11 +49,32 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
+def _gatherer(wire: Wire) -> Callable[[list[bytes | memoryview]], int]:
+    """Sends a header and some or all of what follows it; the bytes sent, at least the header's."""
+    if type(wire) is socket.socket:
+        plain = wire
+
+        def gather(parts: list[bytes | memoryview]) -> int:
+            sent = plain.sendmsg(parts)
+            if sent < len(parts[0]):
+                plain.sendall(parts[0][sent:])
+            return max(sent, len(parts[0]))
+
+        return gather
+
+    def one_by_one(parts: list[bytes | memoryview]) -> int:
+        wire.sendall(parts[0])
+        return len(parts[0])
+
+    return one_by_one
+
+
 class Channel:
     """Frames over ``wire``. Used by one thread a direction. Every call may raise ChannelError."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
+        self._gather = _gatherer(wire)
         self._head = memoryview(bytearray(HEADER_BYTES))
         self._buffer = memoryview(bytearray(MAX_DATA))
         self._sent = xxhash.xxh3_64()
@@ -73,8 +95,9 @@ class Channel:
             if len(payload) <= 4096:
                 self._wire.sendall(header + payload)
             else:
-                self._wire.sendall(header)
-                self._wire.sendall(payload)
+                # Together: a header alone would wake the peer for nothing.
+                done = self._gather([header, payload]) - len(header)
+                self._wire.sendall(memoryview(payload)[done:])
         except TimeoutError:
             raise ChannelError(f"the peer takes nothing after byte {self.bytes_sent}") from None
         except (OSError, ValueError) as error:
