@@ -1,6 +1,7 @@
 """Guest memory and the DMA address space."""
 
 import errno
+import threading
 
 import pytest
 from hypothesis import given
@@ -74,3 +75,145 @@ def test_mappings_never_overlap(ranges: list[tuple[int, int]]) -> None:
         else:
             with pytest.raises(OSError, match="EFAULT"):
                 space.read(address, 1)
+
+
+def test_a_range_over_adjacent_mappings_is_read_and_written_as_one() -> None:
+    space = DmaSpace()
+    parts = [bytearray(4), bytearray(2), bytearray(6)]
+    for address, part in zip((100, 104, 106), parts, strict=True):
+        space.map(address, memoryview(part))
+    told: list[tuple[int, int]] = []
+    space.listen(lambda address, length: told.append((address, length)))
+    space.write(102, bytes(range(1, 9)))
+    assert [bytes(part) for part in parts] == [b"\0\0\1\2", b"\3\4", b"\5\6\7\x08\0\0"]
+    assert told == [(102, 8)]
+    assert space.read(101, 10) == b"\0\1\2\3\4\5\6\7\x08\0"
+    views = space.views(103, 4)
+    assert [len(view) for view in views] == [1, 2, 1]
+    views[2][:] = b"!"
+    assert parts[2][0] == ord("!")
+    with pytest.raises(OSError, match="EFAULT"):
+        space.view(103, 2)
+
+
+def test_a_range_with_a_hole_is_refused_whole() -> None:
+    space = DmaSpace()
+    first, second = bytearray(8), bytearray(8)
+    space.map(0, memoryview(first))
+    space.map(9, memoryview(second))
+    told: list[tuple[int, int]] = []
+    space.listen(lambda address, length: told.append((address, length)))
+    for address, length in ((4, 5), (4, 8), (8, 1), (8, 4), (12, 6), (17, 1), ((1 << 64) - 1, 2)):
+        with pytest.raises(OSError, match="EFAULT"):
+            space.write(address, bytes([0xFF]) * length)
+        with pytest.raises(OSError, match="EFAULT"):
+            space.views(address, length)
+        with pytest.raises(OSError, match="EFAULT"):
+            space.check(address, length)
+    assert bytes(first + second) == bytes(16)
+    assert told == []
+    space.check(9, 8)
+
+
+def test_no_bytes_need_no_mapping() -> None:
+    space = DmaSpace()
+    told: list[tuple[int, int]] = []
+    space.listen(lambda address, length: told.append((address, length)))
+    assert space.views(5, 0) == []
+    assert space.read(5, 0) == b""
+    space.write(5, b"")
+    assert told == []
+
+
+def test_words_are_written_by_their_bytes() -> None:
+    space, memory = DmaSpace(), bytearray(8)
+    space.map(0, memoryview(memory)[:3])
+    space.map(3, memoryview(memory)[3:])
+    space.write(0, memoryview(b"\1\2\3\4\5\6\7\x08").cast("I"))
+    assert memory == b"\1\2\3\4\5\6\7\x08"
+
+
+def test_memory_that_cannot_be_mapped() -> None:
+    space = DmaSpace()
+    for memory in (memoryview(bytearray()), memoryview(b"read-only")):
+        with pytest.raises(OSError, match="EINVAL"):
+            space.map(0, memory)
+    with pytest.raises(OSError, match="EEXIST"):
+        space.map((1 << 64) - 1, memoryview(bytearray(2)))
+
+
+def test_mappings_are_replaced_in_one_step_or_not_at_all() -> None:
+    space = DmaSpace()
+    space.map(0, memoryview(bytearray(b"old!")))
+    space.map(4, memoryview(bytearray(b"kept")))
+    space.replace([0], [(0, memoryview(bytearray(b"ne"))), (2, memoryview(bytearray(b"w.")))])
+    assert space.read(0, 8) == b"new.kept"
+    with pytest.raises(OSError, match="EEXIST"):
+        space.replace([0, 2], [(0, memoryview(bytearray(4))), (3, memoryview(bytearray(2)))])
+    with pytest.raises(OSError, match="ENOENT"):
+        space.replace([0, 3], [])
+    assert space.read(0, 8) == b"new.kept"
+    space.replace([0, 2, 4], [])
+    with pytest.raises(OSError, match="EFAULT"):
+        space.check(0, 1)
+
+
+def test_accesses_beside_changes_see_one_state_or_the_other() -> None:
+    space = DmaSpace()
+    space.map(0, memoryview(bytearray(b"a" * 8)))
+    space.map(1 << 20, memoryview(bytearray(b"aaaaaaaa")))
+    ready, done = threading.Barrier(2), threading.Event()
+    seen: set[bytes] = set()
+    failed: list[OSError] = []
+
+    def access() -> None:
+        ready.wait()
+        while not done.is_set():
+            try:
+                seen.add(space.read(0, 8))
+                space.write(1 << 20, b"other")
+            except OSError as error:
+                failed.append(error)
+
+    thread = threading.Thread(target=access)
+    thread.start()
+    ready.wait()
+    round_ = 0
+    while round_ < 500 or len(seen) < 2:
+        old = [0] if round_ % 2 == 0 else [0, 4]
+        letters = b"b" * 8 if round_ % 2 else b"a" * 8
+        memory = memoryview(bytearray(letters))
+        space.replace(old, [(0, memory)] if round_ % 2 else [(0, memory[:4]), (4, memory[4:])])
+        # Below and above what is accessed, so that its place in the table moves.
+        space.map(100 + round_, memoryview(bytearray(1)))
+        space.map((1 << 30) + round_, memoryview(bytearray(1)))
+        round_ += 1
+    done.set()
+    thread.join()
+    assert not failed
+    assert seen == {b"a" * 8, b"b" * 8}
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=8),
+    st.integers(0, 47),
+    st.binary(min_size=1, max_size=20),
+)
+def test_pieces_behave_as_one_memory(sizes: list[int], start: int, data: bytes) -> None:
+    space, whole = DmaSpace(), bytearray(sum(sizes))
+    at = 0
+    for size in sizes:
+        space.map(at, memoryview(whole)[at : at + size])
+        at += size
+    told: list[tuple[int, int]] = []
+    space.listen(lambda address, length: told.append((address, length)))
+    if start + len(data) > len(whole):
+        with pytest.raises(OSError, match="EFAULT"):
+            space.write(start, data)
+        assert whole == bytes(len(whole))
+        return
+    space.write(start, data)
+    assert whole[start : start + len(data)] == data
+    assert whole.count(0) >= len(whole) - len(data)
+    assert space.read(start, len(data)) == data
+    assert told == [(start, len(data))]

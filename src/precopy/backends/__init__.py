@@ -3,12 +3,15 @@
 ``sim``
     ``sim:mlx5?...``: the software ConnectX in this process
 ``kernel``
-    ``vfio:0000:06:00.2``, an mdev's UUID, a /dev/vfio/devices node: the kernel's drivers
+    ``vfio:0000:06:00.2``, an mdev's UUID, a /dev/vfio/devices node: the kernel's drivers; each
+    with ``?attach=cdev`` or ``?attach=group`` behind it where that matters
+``vfio``, ``vfio_guest``
+    the same, opened with the guest that its name asks for
 """
 
-from precopy.backends import sim
+from precopy.backends import sim, vfio
 from precopy.backends.errors import DeviceNameError
-from precopy.backends.kernel import is_kernel_name, open_kernel_device
+from precopy.backends.kernel import is_kernel_name
 from precopy.backends.kernel import list_devices as list_kernel_devices
 from precopy.vfio.guest import Opened
 
@@ -24,7 +27,7 @@ def open_device(name: str, *, target: bool = False) -> Opened:
     if name.startswith(sim.PREFIX):
         return sim.open_sim(name, target=target)
     if is_kernel_name(name):
-        return Opened(open_kernel_device(name))
+        return vfio.open_vfio(name, target=target)
     raise DeviceNameError(
         f"{name}: no such device; names are sim:mlx5, vfio:0000:06:00.2, an mdev's UUID or"
         " /dev/vfio/devices/vfio0"
@@ -32,5 +35,5 @@ def open_device(name: str, *, target: bool = False) -> Opened:
 
 
 def list_devices() -> list[str]:
-    """Names of the kernel's VFIO devices that are here."""
+    """Names of the kernel's VFIO devices that are here, also of those that can't be opened."""
     return list_kernel_devices()

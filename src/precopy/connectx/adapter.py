@@ -2,23 +2,27 @@
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from precopy.connectx import slots
 from precopy.connectx.config import AdapterConfig, FaultPlan
-from precopy.connectx.firmware import Firmware, Function
+from precopy.connectx.firmware import NEVER_ANSWERED, Firmware, Function
+from precopy.connectx.pci_function import ConnectxFunction, PhysicalFunction
 from precopy.connectx.vhca import Vhca
+from precopy.mlx5_abi.commands import Outbox
 from precopy.mlx5_abi.port import Done
+from precopy.mlx5_abi.status import Status
 from precopy.pci.dma import DmaSpace
+from precopy.pci.memory import GuestMemory, RegionSpec
 from precopy.vfio.errors import refuse
 
 #: VHCA ids: the PF's, and VF n has this plus n.
 _PF_VHCA_ID = 0x100
 
 #: A PF here has no queues of its own; its keys are over the driver's buffers.
-_PF_LOG_MAX = 4
+_PF_LOG_MAX = 8
 
 #: Room for bulk state of a card that waits to be loaded: address space, not memory.
 _BLANK_ROOM = 16 << 30
@@ -58,6 +62,20 @@ class Port:
     def vhca(self) -> Vhca:
         return self._function.vhca
 
+    @property
+    def regions(self) -> Sequence[RegionSpec]:
+        return ()
+
+    def connect_memory(self, memory: GuestMemory) -> None:
+        self.dma.map_guest(memory)
+
+    def disconnect_memory(self, memory: GuestMemory) -> None:
+        for region in memory.regions:
+            self.dma.unmap(region.spec.iova)
+
+    def power_on(self) -> None:
+        """It is on."""
+
     def execute(self, inbox: bytes) -> bytes:
         self._adapter.require_alive()
         return self._adapter.firmware.execute(self._function, inbox)
@@ -65,7 +83,16 @@ class Port:
     def submit(self, inbox: bytes, done: Done) -> None:
         self._adapter.require_alive()
         firmware, function = self._adapter.firmware, self._function
-        self._adapter.executor.submit(lambda: done(firmware.execute(function, inbox)))
+
+        def work() -> None:
+            try:
+                outbox = firmware.execute(function, inbox)
+            except TimeoutError:
+                # Who waits for a command that is never answered gives up in the end.
+                outbox = bytes(Outbox(status=Status.INT_ERR, syndrome=NEVER_ANSWERED))
+            done(outbox)
+
+        self._adapter.executor.submit(work)
 
     def ring(self, uar: int, offset: int, data: bytes) -> None:
         self._function.transport.ring(uar, offset, data)
@@ -101,10 +128,23 @@ class Adapter:
         self.firmware = Firmware(config, functions, faults or FaultPlan())
         self.pf = Port(self, functions[0])
         self.vfs = [Port(self, functions[index + 1]) for index in range(config.num_vfs)]
+        self._functions = functions
 
     def flr(self, vf_index: int) -> None:
         """Reset VF ``vf_index`` (from 0)."""
         self.vfs[vf_index].vhca.reset()
+
+    def pci_functions(self) -> list[ConnectxFunction]:
+        """PF and VFs as they stand on a bus, the PF first. VFs show up as the PF's SR-IOV says.
+
+        Their MSI-X tables take the interrupts that no handler of a port was set for.
+        """
+        made = [
+            ConnectxFunction(self.config, self.firmware, self._functions[index + 1])
+            for index in range(self.config.num_vfs)
+        ]
+        pf = PhysicalFunction(self.config, self.firmware, self._functions[0], made)
+        return [pf, *made]
 
     def require_alive(self) -> None:
         if self._closed.is_set():

@@ -27,13 +27,22 @@ class AdapterConfig:
     migration_state: bool = True
     #: Version of the images that it writes; it reads this one and older ones.
     image_version: int = 1
+    #: Whether it can track the pages that a VF writes, and in how many ranges at once.
+    page_track: bool = True
+    page_track_ranges: int = 8
+    #: Seconds that a driver waits for a command, as the initialization segment tells it.
+    command_timeout: int = 60
     #: Power on without bulk state, but with room for it: a card that waits to be loaded.
     blank: bool = False
 
 
+#: Instead of a status: the command is never answered.
+NEVER = 0x100
+
+
 @dataclass(slots=True)
 class FaultPlan:
-    """Commands that fail: the nth of an opcode, counted from 1, answers a status."""
+    """Commands that fail: the nth of an opcode, counted from 1, answers a status, or never answers."""
 
     faults: dict[tuple[int, int], int] = field(default_factory=dict)
     _counts: dict[int, int] = field(default_factory=dict)
@@ -41,12 +50,16 @@ class FaultPlan:
 
     @classmethod
     def parse(cls, text: str) -> "FaultPlan":
-        """``OPCODE:NTH:STATUS[,...]``, such as ``SAVE_VHCA_STATE:2:0x9``. ValueError says what is wrong."""
+        """``OPCODE:NTH:STATUS[,...]``, such as ``SAVE_VHCA_STATE:2:0x9``; STATUS may be ``never``.
+
+        ValueError says what is wrong.
+        """
         plan = cls()
         for part in filter(None, text.split(",")):
             try:
                 opcode, nth, status = part.split(":")
-                plan.add(Opcode[opcode.upper()], int(nth), int(status, 0))
+                code = NEVER if status == "never" else int(status, 0)
+                plan.add(Opcode[opcode.upper()], int(nth), code)
             except (ValueError, KeyError) as error:
                 raise ValueError(
                     f"fault {part!r} is not OPCODE:NTH:STATUS (as SAVE_VHCA_STATE:2:0x9)"
@@ -54,14 +67,22 @@ class FaultPlan:
         return plan
 
     def add(self, opcode: Opcode, nth: int, status: int) -> None:
-        if nth < 1 or not 1 <= status <= 0xFF:
+        if nth < 1 or not 1 <= status <= NEVER:
             raise ValueError(f"fault {opcode.name}:{nth}:{status:#x}: nth from 1, status 1 to 0xff")
         self.faults[opcode, nth] = status
 
+    def add_next(self, opcode: Opcode, nth: int, status: int) -> None:
+        """The same, counted from now."""
+        with self._lock:
+            self.add(opcode, self._counts.get(opcode, 0) + nth, status)
+
+    def clear(self) -> None:
+        """No more faults."""
+        with self._lock:
+            self.faults.clear()
+
     def take(self, opcode: int) -> int:
-        """Count one command of ``opcode``: the status that it has to fail with, or 0."""
-        if not self.faults:
-            return 0
+        """Count one command of ``opcode``: the status that it has to fail with, or NEVER, or 0."""
         with self._lock:
             count = self._counts[opcode] = self._counts.get(opcode, 0) + 1
             return self.faults.get((opcode, count), 0)

@@ -69,6 +69,11 @@ def complete(
         _fire(vhca, cq, cqn)
 
 
+def works(vhca: Vhca, cqn: int) -> bool:
+    """Whether CQ ``cqn`` is there and has never been too full for a completion."""
+    return vhca.in_use("cq", cqn) and CqSlot(vhca.table("cq").slot(cqn)).status != _CQ_OVERRUN
+
+
 def arm(vhca: Vhca, cqn: int, word: int) -> None:
     """A CQ doorbell: tell of the next completion, or at once of those the consumer has not seen."""
     if not vhca.in_use("cq", cqn):
@@ -92,6 +97,25 @@ def _event_cq_error(vhca: Vhca, cq: CqSlot, cqn: int) -> None:
     data[wqe.EQE_CQ_ERROR_CQN : wqe.EQE_CQ_ERROR_CQN + 4] = cqn.to_bytes(4, "big")
     data[wqe.EQE_CQ_ERROR_SYNDROME] = _SYNDROME_OVERRUN
     event(vhca, cq.c_eqn, EventType.CQ_ERROR, data)
+
+
+def queue_for(vhca: Vhca, kind: EventType) -> int | None:
+    """The EQ that has asked for events of ``kind`` of the function itself, or None."""
+    table = vhca.table("eq")
+    for number in table.flagged_slots(EqSlot.flags.first, SlotFlags.IN_USE).tolist():
+        if EqSlot(table.slot(number)).event_bitmask >> kind & 1:
+            return int(number)
+    return None
+
+
+def notify(vhca: Vhca, kind: EventType, data: bytes) -> None:
+    """An event of the function itself, with ``data`` from byte 32 of the EQE on."""
+    with vhca.lock:
+        eqn = queue_for(vhca, kind)
+        if eqn is not None:
+            entry = bytearray(wqe.EQE_BYTES)
+            entry[wqe.EQE_DATA : wqe.EQE_DATA + len(data)] = data
+            event(vhca, eqn, kind, entry)
 
 
 def event(vhca: Vhca, eqn: int, kind: EventType, data: bytearray) -> None:

@@ -1,13 +1,16 @@
 """The firmware: commands by opcode, each with a status and a syndrome."""
 
+import errno
 from collections.abc import Callable, Mapping
 
-from precopy.connectx import memory_keys, objects
-from precopy.connectx.config import AdapterConfig, FaultPlan
+from precopy.connectx import capability_pages, hca, memory_keys, objects, page_track
+from precopy.connectx.config import NEVER, AdapterConfig, FaultPlan
+from precopy.connectx.hca import Hca
 from precopy.connectx.migration import Migration, Refused
+from precopy.connectx.page_track import PageTracks
 from precopy.connectx.transport import Transport
 from precopy.connectx.vhca import Vhca
-from precopy.mlx5_abi.capabilities import GeneralCap, GeneralCap2
+from precopy.mlx5_abi.capabilities import AdvVirtualizationCap
 from precopy.mlx5_abi.commands import (
     COMMANDS,
     CapType,
@@ -28,8 +31,11 @@ from precopy.mlx5_abi.status import Status
 
 #: Syndrome of a status that a fault plan asked for.
 INJECTED = 0xFA017
+#: Syndrome of a command that a fault plan leaves without an answer, where somebody waits for one.
+NEVER_ANSWERED = 0xFA018
 
-_PORT_TYPE_ETHERNET = 1
+#: Told of every command: the function's index, inbox, outbox (None: never answered).
+Trace = Callable[[int, bytes, bytes | None], None]
 
 
 class Function:
@@ -40,6 +46,10 @@ class Function:
         self.vhca = vhca
         self.migration = Migration(vhca)
         self.transport = Transport(vhca)
+        #: Addresses of the pages that the PF's driver gave for it.
+        self.pages: list[int] = []
+        #: Called when the function works again after a suspension, for what came meanwhile.
+        self.on_resume: Callable[[], None] | None = None
 
 
 class Firmware:
@@ -51,10 +61,35 @@ class Firmware:
         self._config = config
         self._functions = functions
         self._by_vhca = {function.vhca.vhca_id: function for function in functions.values()}
-        self._faults = faults
+        self.faults = faults
+        self._hca = Hca(functions)
+        pf = functions[0]
+        limits = AdvVirtualizationCap()
+        write_limits = capability_pages.PAGES[CapType.ADV_VIRTUALIZATION]
+        write_limits(limits.buf, config, pf.index, pf.vhca.vhca_id)
+        self.page_tracks = PageTracks(
+            pf.vhca, limits, lambda vhca_id: self._vf(vhca_id).vhca, pf.transport.send_own
+        )
+        pf.transport.on_arm = self.page_tracks.go_on
+        self.trace: Trace | None = None
 
     def execute(self, function: Function, inbox: bytes) -> bytes:
-        """The outbox of one command of ``function``. Never raises for what the inbox holds."""
+        """The outbox of one command of ``function``. Never raises for what the inbox holds.
+
+        TimeoutError (ETIMEDOUT) where a fault plan wants the command never to be answered.
+        """
+        trace = self.trace
+        try:
+            outbox = self._execute(function, inbox)
+        except TimeoutError:
+            if trace is not None:
+                trace(function.index, inbox, None)
+            raise
+        if trace is not None:
+            trace(function.index, inbox, outbox)
+        return outbox
+
+    def _execute(self, function: Function, inbox: bytes) -> bytes:
         opcode = int.from_bytes(inbox[:2], "big")
         command = COMMANDS.get(opcode)
         if command is None:
@@ -62,7 +97,9 @@ class Firmware:
         if len(inbox) < command.inbox.SIZE:
             return bytes(Outbox(status=Status.BAD_INP_LEN, syndrome=0x5002))
         out = command.outbox()
-        injected = self._faults.take(opcode)
+        injected = self.faults.take(opcode)
+        if injected == NEVER:
+            raise TimeoutError(errno.ETIMEDOUT, f"{command.opcode.name} is never answered")
         try:
             if injected:
                 raise Refused(Status.INT_ERR, INJECTED)
@@ -75,15 +112,21 @@ class Firmware:
                     on_objects(vhca, inbox, out)
                 if opcode == Opcode.MODIFY_2ERR_QP:
                     function.transport.flush(int.from_bytes(inbox[9:12], "big"))
+            elif opcode in hca.COMMANDS:
+                hca.COMMANDS[opcode](self._hca, function, inbox, out)
             elif opcode == Opcode.QUERY_HCA_CAP:
                 self._query_hca_cap(function, inbox, out)
             elif function.index:
                 raise Refused(Status.BAD_OP, 0x5004, "only the PF migrates functions")
+            elif opcode in page_track.COMMANDS:
+                self.page_tracks.execute(opcode, inbox, out)
             else:
                 _MIGRATION[opcode](self, function, inbox, out)
         except Refused as refused:
             out = command.outbox()
             out.status, out.syndrome = injected or refused.status, refused.syndrome
+        if not function.index:
+            self.page_tracks.go_on()
         return bytes(out)
 
     def _query_hca_cap(self, function: Function, inbox: bytes, out: Outbox) -> None:
@@ -94,38 +137,13 @@ class Firmware:
             if function.index or found is None:
                 raise Refused(Status.BAD_PARAM, 0x5010, "no such function")
             about = found
-        config = self._config
-        body = memoryview(out.buf)[Outbox.SIZE :]
-        kind = asked.op_mod >> 1
-        if kind == CapType.GENERAL:
-            GeneralCap(
-                body,
-                hca_cap_2=1,
-                vhca_id=about.vhca.vhca_id,
-                log_max_qp_sz=15,
-                log_max_qp=config.log_max_qp,
-                log_max_cq_sz=22,
-                log_max_cq=config.log_max_cq,
-                log_max_eq_sz=13,
-                log_max_mkey=12,
-                log_max_eq=6,
-                log_max_pd=12,
-                log_max_msg=30,
-                port_type=_PORT_TYPE_ETHERNET,
-                cqe_version=1,
-                migration=config.migration,
+        write = capability_pages.PAGES.get(asked.op_mod >> 1)
+        if write is None:
+            raise Refused(
+                Status.BAD_PARAM, 0x5011, f"no capabilities of type {asked.op_mod >> 1:#x}"
             )
-        elif kind == CapType.GENERAL_2:
-            GeneralCap2(
-                body,
-                migratable=bool(about.index) and config.migratable,
-                migration_multi_load=config.multi_load,
-                migration_tracking_state=config.tracking_state,
-                migration_in_chunks=config.chunk_mode,
-                migration_state=config.migration_state,
-            )
-        elif kind != CapType.ADV_VIRTUALIZATION:
-            raise Refused(Status.BAD_PARAM, 0x5011, f"no capabilities of type {kind:#x}")
+        page = memoryview(out.buf)[Outbox.SIZE :]
+        write(page, self._config, about.index, about.vhca.vhca_id)
 
     # --- Migration, on the PF -----------------------------------------------------------------
 
@@ -149,6 +167,8 @@ class Firmware:
         initiator = asked.op_mod == ResumeKind.INITIATOR
         vf.migration.resume(initiator)
         if initiator:
+            if vf.on_resume is not None:
+                vf.on_resume()
             vf.transport.catch_up()
 
     def _query(self, pf: Function, inbox: bytes, out: Outbox) -> None:

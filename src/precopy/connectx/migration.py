@@ -137,6 +137,9 @@ class Migration:
             fit = image.pages_in(size)
             if fit < 0:
                 raise Refused(Status.BAD_PARAM, 0x5B22, "the buffer is too small for an image")
+            remain = vhca.memory.dirty_count() if incremental else vhca.memory.present_count()
+            if not track and remain > fit and not vhca.config.chunk_mode:
+                raise Refused(Status.BAD_PARAM, 0x5B23, "the buffer is too small for what remains")
             if not incremental:
                 self._sent = np.zeros(len(vhca.memory.pages), dtype=np.bool_)
                 self._session = secrets.randbits(64) | 1
@@ -146,13 +149,13 @@ class Migration:
         target = Scattered(parts, image.image_bytes(len(pages)))
         self._copy_out(target, pages)
         with vhca.lock:
+            self._sync()
+            if self._sent is None:
+                raise Refused(Status.BAD_RES_STATE, 0x5B24, "the function was reset meanwhile")
             left = vhca.memory.dirty_count()
             final = not track and not left
-            if not track and not final and not vhca.config.chunk_mode:
-                raise Refused(Status.BAD_PARAM, 0x5B23, "the buffer is too small for what remains")
             flags = ImageFlags.FINAL if final else ImageFlags(0)
             header = self._header(flags, len(pages))
-            assert self._sent is not None
             self._sent[pages] = True
             self._sequence += 1
             if final:
@@ -247,7 +250,12 @@ class Migration:
             raise ImageFault(0x5A20, f"an image of another kind of device ({header.model:#x})")
         if header.version > config.image_version:
             raise ImageFault(0x5A21, f"version {header.version} is newer than this firmware")
-        if header.needs & ~(Needs.MULTI_LOAD | Needs.TRACKING_STATE):
-            raise ImageFault(0x5A22, f"needs capabilities that are not here ({header.needs:#x})")
+        missing = header.needs
+        missing &= ~(Needs.MULTI_LOAD if config.multi_load else 0)
+        missing &= ~(Needs.TRACKING_STATE if config.tracking_state else 0)
+        if missing:
+            raise ImageFault(0x5A22, f"needs capabilities that are not here ({missing:#x})")
         if header.state_pages > self._vhca.table("steering").slots:
             raise ImageFault(0x5A23, "more bulk state than this card has room for")
+        if not header.session:
+            raise ImageFault(0x5A24, "it ended the tracking of a function and holds nothing of it")

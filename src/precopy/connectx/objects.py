@@ -15,6 +15,7 @@ from precopy.connectx.slots import (
     MkeySlot,
     QpSlot,
     SlotFlags,
+    receive_queue_bytes,
 )
 from precopy.connectx.vhca import Vhca
 from precopy.mlx5_abi.commands import (
@@ -182,12 +183,13 @@ def _create_qp(vhca: Vhca, inbox: bytes, out: Outbox) -> None:
     if qpc.st != ServiceType.RC:
         raise Refused(Status.BAD_PARAM, 0x5C30, "only RC queue pairs are carried out here")
     _require(vhca, "pd", qpc.pd)
-    _require(vhca, "cq", qpc.cqn_snd)
-    _require(vhca, "cq", qpc.cqn_rcv)
-    size = (16 << qpc.log_rq_stride << qpc.log_rq_size) + (
-        0 if qpc.no_sq else 64 << qpc.log_sq_size
-    )
-    size += qpc.page_offset * 64
+    size = receive_queue_bytes(qpc)
+    if size:
+        _require(vhca, "cq", qpc.cqn_rcv)
+    if not qpc.no_sq:
+        _require(vhca, "cq", qpc.cqn_snd)
+        size += 64 << qpc.log_sq_size
+    size += qpc.page_offset * 64 if size else 0
     entries = _pages(inbox, CreateQpIn.SIZE, size, QpSlot.MAX_PAGES, qpc.log_page_size)
     number, qp = _new_queue(vhca, "qp", QpSlot, qpc, entries)
     qp.state = QpState.RST

@@ -10,7 +10,7 @@ import struct
 
 from precopy.connectx.context_memory import TableSpec
 from precopy.mlx5_abi.contexts import Cqc, Eqc, Mkc, Qpc
-from precopy.mlx5_abi.layout import Field
+from precopy.mlx5_abi.layout import Field, Layout
 
 
 class SlotFlags(enum.IntFlag):
@@ -32,6 +32,17 @@ class QpSlot(Qpc):
     num_pages = Field(0x750, 0x10)
     #: Attempts made for the WQE at the head that found no receive WQE at the other end.
     rnr_attempts = Field(0x760, 8)
+
+
+#: ``rq_type`` of a QP that receives nothing.
+ZERO_LENGTH_RQ = 3
+
+
+def receive_queue_bytes(qpc: Qpc) -> int:
+    """Bytes of a QP's receive queue, which stands before its send queue."""
+    if qpc.rq_type == ZERO_LENGTH_RQ:
+        return 0
+    return 16 << qpc.log_rq_stride << qpc.log_rq_size
 
 
 class CqSlot(Cqc):
@@ -64,6 +75,18 @@ class MkeySlot(Mkc):
     num_mtts = Field(0x240, 0x20)
 
 
+class HcaSlot(Layout):
+    """64 bytes: the function itself, as its driver set it up. One a function."""
+
+    SIZE = 64
+    #: Where the command queue is, and which of its entries wait for the function to work again.
+    cmdq_addr = Field(0x00, 0x40)
+    cmdq_pending = Field(0x40, 0x20)
+    enabled = Field(0x60, 1)
+    initialized = Field(0x61, 1)
+    issi = Field(0x70, 0x10)
+
+
 #: PD and UAR slots are their flags byte (the first) and nothing else.
 SMALL_SLOT = 64
 SMALL_FLAGS_BYTE = 0
@@ -78,8 +101,9 @@ FLAGS_BYTE: dict[str, int] = {
     "qp": QpSlot.flags.first,
 }
 
-#: The number that the first object of a table gets (QPs 0 and 1 are special ones).
-FIRST_NUMBER: dict[str, int] = {"pd": 1, "uar": 1, "mkey": 1, "eq": 1, "cq": 1, "qp": 2}
+#: The number that the first object of a table gets (QPs 0 and 1 are special ones; a UAR is a page of
+#: BAR 0, of which the first sixteen are for other things).
+FIRST_NUMBER: dict[str, int] = {"pd": 1, "uar": 16, "mkey": 1, "eq": 1, "cq": 1, "qp": 2}
 
 PAGE_ADDRESS = struct.Struct(">Q")
 
@@ -103,4 +127,5 @@ def tables(log_max_qp: int, log_max_cq: int, steering_bytes: int) -> dict[str, T
         "cq": TableSpec(CqSlot.SIZE, 1 << log_max_cq),
         "qp": TableSpec(QpSlot.SIZE, 1 << log_max_qp),
         "steering": TableSpec(4096, steering_bytes // 4096),
+        "hca": TableSpec(HcaSlot.SIZE, 1),
     }

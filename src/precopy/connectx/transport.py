@@ -5,11 +5,11 @@ function is suspended, the other end has no receive entry) is marked PENDING in 
 goes on later, on whatever adapter the slot is then.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from precopy.connectx import events, memory_keys
 from precopy.connectx.memory_keys import KeyFault
-from precopy.connectx.slots import QpSlot, SlotFlags
+from precopy.connectx.slots import QpSlot, SlotFlags, receive_queue_bytes
 from precopy.connectx.vhca import Vhca
 from precopy.mlx5_abi import wqe
 from precopy.mlx5_abi.contexts import QpState
@@ -52,6 +52,10 @@ class _Fault(Exception):
         self.ends_responder = ends_responder or responder is not None
 
 
+class SendFailed(Exception):
+    """A message of the adapter's own can't be delivered, now or later."""
+
+
 class Transport:
     """Carries out the work of one function."""
 
@@ -60,6 +64,8 @@ class Transport:
         #: QPs that wait for a receive entry, of generation ``_of``.
         self._waiting: set[int] = set()
         self._of = vhca.generation
+        #: Called when a consumer looks for completions, which may also have made room for more.
+        self.on_arm: Callable[[], None] | None = None
 
     # --- Doorbells ----------------------------------------------------------------------------
 
@@ -75,6 +81,8 @@ class Transport:
             elif offset == wqe.UAR_CQ_DOORBELL:
                 events.arm(vhca, second & 0xFFFFFF, first)
                 self._retry()
+                if self.on_arm is not None:
+                    self.on_arm()
 
     def catch_up(self) -> None:
         """The function works again: do what was left, and tell of what may not have been heard."""
@@ -99,6 +107,40 @@ class Transport:
             self._of = self._vhca.generation
         for qpn in list(self._waiting):
             self._work(qpn)
+
+    # --- Messages of the adapter's own --------------------------------------------------------
+
+    def send_own(self, qpn: int, data: bytes, immediate: int) -> bool:
+        """SEND with immediate from QP ``qpn``, which needs no send queue; the caller has the lock.
+
+        False where the other end has no receive entry; nothing has happened then. SendFailed where
+        the QP, the other end or its completion queue is of no use.
+        """
+        vhca = self._vhca
+        if not vhca.in_use("qp", qpn):
+            raise SendFailed(f"no QP {qpn}")
+        qp = QpSlot(vhca.table("qp").edit(qpn))
+        if qp.state != QpState.RTS:
+            raise SendFailed(f"QP {qpn} is not in RTS")
+        try:
+            remote = self._remote(qpn, qp)
+            self._scatter(qp, remote, self._receive_entry(qp, remote), data)
+            self._consume_receive(qp, remote, WqeOpcode.SEND_IMM, immediate, len(data))
+        except _Wait:
+            return False
+        except _Fault as fault:
+            if fault.ends_responder:
+                self._fail_responder(qp.remote_qpn, fault.responder)
+            qp.state = QpState.ERR
+            raise SendFailed(str(fault)) from fault
+        except (OSError, IndexError) as error:
+            qp.state = QpState.ERR
+            raise SendFailed(str(error)) from error
+        qp.rnr_attempts = 0
+        qp.next_send_psn = (qp.next_send_psn + 1) & 0xFFFFFF
+        if not events.works(vhca, remote.cqn_rcv):
+            raise SendFailed(f"CQ {remote.cqn_rcv} does not work")
+        return True
 
     # --- The send queue -----------------------------------------------------------------------
 
@@ -139,7 +181,7 @@ class Transport:
     def _read_wqe(self, qp: QpSlot, counter: int) -> bytes:
         """The entry whose first building block is number ``counter``, its whole length."""
         mask = (1 << qp.log_sq_size) - 1
-        base = qp.page_offset * 64 + (16 << qp.log_rq_stride << qp.log_rq_size)
+        base = qp.page_offset * 64 + receive_queue_bytes(qp)
 
         def block(index: int) -> bytes:
             at = events.queue_address(qp, base + (index & mask) * wqe.WQEBB_BYTES)

@@ -9,7 +9,7 @@ from precopy.connectx import slots
 from precopy.connectx.config import AdapterConfig
 from precopy.connectx.context_memory import ContextMemory, Table, TableSpec
 from precopy.connectx.numbers import Numbers, Runs
-from precopy.connectx.slots import FIRST_NUMBER, FLAGS_BYTE, MkeySlot, SlotFlags
+from precopy.connectx.slots import FIRST_NUMBER, FLAGS_BYTE, HcaSlot, MkeySlot, SlotFlags
 from precopy.pci.dma import DmaSpace
 
 
@@ -29,6 +29,8 @@ class Vhca:
         self.responder_suspended = False
         #: Handlers by MSI-X vector; they belong to who uses the function, so they do not migrate.
         self.interrupts: dict[int, Callable[[], None]] = {}
+        #: What raises the vectors that no handler is for: the MSI-X table of the PCI function.
+        self.msix: Callable[[int], None] | None = None
         #: Counts power-ons, resets and loads: what was derived from the slots before is void.
         self.generation = 0
         self._numbers: dict[str, Numbers] = {}
@@ -59,6 +61,25 @@ class Vhca:
             self.initiator_suspended = self.responder_suspended = False
             self.forget_derived()
             self._power_on()
+
+    @property
+    def hca(self) -> HcaSlot:
+        """The function itself, for reading."""
+        return HcaSlot(self.table("hca").slot(0))
+
+    def edit_hca(self) -> HcaSlot:
+        """The same, for writing."""
+        return HcaSlot(self.table("hca").edit(0))
+
+    def teardown(self) -> None:
+        """TEARDOWN_HCA: every object is gone; the command queue stays."""
+        with self.lock:
+            for name, byte in FLAGS_BYTE.items():
+                table = self.table(name)
+                for number in table.flagged_slots(byte, SlotFlags.IN_USE).tolist():
+                    slot = table.edit(number)
+                    slot[:] = bytes(len(slot))
+            self.forget_derived()
 
     def forget_derived(self) -> None:
         """The slots have been replaced."""
@@ -96,3 +117,5 @@ class Vhca:
         handler = self.interrupts.get(vector)
         if handler is not None:
             handler()
+        elif self.msix is not None:
+            self.msix(vector)

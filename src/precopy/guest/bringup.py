@@ -20,7 +20,7 @@ from precopy.mlx5_abi.commands import (
     Outbox,
 )
 from precopy.mlx5_abi.contexts import AccessMode
-from precopy.mlx5_abi.port import CommandPort
+from precopy.mlx5_abi.port import FunctionPort
 from precopy.mlx5_abi.status import Status, name_of
 from precopy.mlx5_abi.wqe import EventType
 
@@ -34,7 +34,7 @@ class BringUpError(RuntimeError):
     """The function refused what a driver needs."""
 
 
-def run(port: CommandPort, opcode: Opcode, inbox: Inbox) -> Outbox:
+def run(port: FunctionPort, opcode: Opcode, inbox: Inbox) -> Outbox:
     """One command. BringUpError for a status other than OK."""
     inbox.opcode = opcode
     out = COMMANDS[opcode].outbox(port.execute(bytes(inbox.buf)))
@@ -58,7 +58,7 @@ def _set_page(inbox: Inbox, address: int) -> None:
 class Driver:
     """Brings up a function for ``config``, writing what it gets into ``memory`` (the region)."""
 
-    def __init__(self, port: CommandPort, config: WorkloadConfig, memory: memoryview) -> None:
+    def __init__(self, port: FunctionPort, config: WorkloadConfig, memory: memoryview) -> None:
         self._port, self._config, self._memory = port, config, memory
 
     def bring_up(self) -> None:

@@ -6,6 +6,7 @@ A pair is a sending QP, a receiving QP and the CQ of both, with one page of queu
 buffers. The pages of a pair that never worked are never touched.
 """
 
+import enum
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,8 +31,21 @@ MAGIC = 0x70636F7079677374
 
 #: magic, pairs, active, size, rate, seed, mix, uar, mkey, eqn, EQ consumer, cursor, settling
 CONTROL = struct.Struct("<QIIIIIIIIIIII")
-#: sent, received, lost, doubled, reordered, damaged, failed
-COUNTS = struct.Struct("<7Q")
+
+
+class Count(enum.IntEnum):
+    """What is counted, in the order of :data:`COUNTS` and of ``GuestCounts``."""
+
+    SENT = 0
+    RECEIVED = 1
+    LOST = 2
+    DOUBLED = 3
+    REORDERED = 4
+    DAMAGED = 5
+    FAILED = 6
+
+
+COUNTS = struct.Struct(f"<{len(Count)}Q")
 COUNTS_AT = 256
 NAMES_AT = PAGE + EQ_BYTES
 #: Numbers of a pair: sending QP, receiving QP, CQ.
@@ -45,8 +59,9 @@ SEND_DBR = 0x00
 RECEIVE_DBR = 0x08
 CQ_DBR = 0x10
 #: ready (1 once the queues are set up), next sequence to send, next to arrive, WQEs posted, of
-#: which done, receive WQEs posted, CQ consumer, dead (1 after an error).
-PAIR = struct.Struct("<IQQIIIII")
+#: which done, receive WQEs posted, CQ consumer, dead (1 after an error), the messages before the
+#: next to arrive that have not arrived (bit 0: the last).
+PAIR = struct.Struct("<IQQIIIIIQ")
 PAIR_AT = 0x40
 #: The sending QP: its (unused) receive queue of 64 bytes, then the send queue of 8 x 64.
 SEND_QUEUE = 0x100
@@ -134,11 +149,15 @@ class WorkloadConfig:
 
     @staticmethod
     def mix_of(code: int) -> str:
+        """The mix of a :meth:`mix_code`. ValueError for a number that is none."""
         letters = list(OPERATIONS)
-        mix = ""
-        while code:
-            mix += letters[(code & 0xF) - 1]
-            code >>= 4
+        mix, rest = "", code
+        while rest:
+            letter = rest & 0xF
+            if not 1 <= letter <= len(letters):
+                raise ValueError(f"{code:#x} is not the code of a mix")
+            mix += letters[letter - 1]
+            rest >>= 4
         return mix
 
 
@@ -160,6 +179,7 @@ class Control(NamedTuple):
     settling: int
 
     def config(self) -> WorkloadConfig:
+        """ValueError where the words can't be a guest's."""
         return WorkloadConfig(
             self.pairs,
             self.active,
@@ -181,3 +201,9 @@ class Pair(NamedTuple):
     receives: int
     cq_consumer: int
     dead: int
+    missing: int
+
+    @property
+    def under_way(self) -> int:
+        """Messages whose completion has not come."""
+        return (self.posted - self.done) & 0xFFFFFFFF

@@ -5,30 +5,31 @@ doorbells, completions, interrupts. All that it knows is in its memory, so whoev
 the memory and a VF in the same state goes on where it was.
 """
 
+import errno
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import xxhash
-
-from precopy.guest import layout
+from precopy.guest import layout, messages
 from precopy.guest.bringup import Driver
 from precopy.guest.layout import (
     BASE,
     CONTROL,
     COUNTS,
-    MESSAGE,
     NAMES,
     PAIR,
     WINDOW,
     Control,
+    Count,
     Pair,
     WorkloadConfig,
 )
+from precopy.guest.pace import Pace
 from precopy.mlx5_abi import wqe
 from precopy.mlx5_abi.port import FunctionPort
 from precopy.mlx5_abi.wqe import CqeOpcode, CtrlFlags, WqeOpcode
 from precopy.pci.memory import GuestMemory, RegionSpec
+from precopy.vfio.errors import refuse
 from precopy.vfio.guest import GuestCounts
 
 _RDMA = frozenset({WqeOpcode.RDMA_WRITE, WqeOpcode.RDMA_READ})
@@ -36,7 +37,7 @@ _RDMA = frozenset({WqeOpcode.RDMA_WRITE, WqeOpcode.RDMA_READ})
 #: How long a step may leave the vCPU at a time, in seconds, so that a pause is prompt.
 _BURST = 0.002
 
-_SENT, _RECEIVED, _LOST, _DOUBLED, _REORDERED, _DAMAGED, _FAILED = range(7)
+_RESPONSES = frozenset({CqeOpcode.RESP_SEND, CqeOpcode.RESP_SEND_IMM})
 
 
 class WorkloadGuest:
@@ -45,8 +46,6 @@ class WorkloadGuest:
     def __init__(self, port: FunctionPort, memory: GuestMemory) -> None:
         self._port = port
         self._memory = memory
-        port.dma.map_guest(memory)
-        port.set_interrupt(0, self._interrupt)
         self._view = memory.regions[0].view
         self._cpu = threading.RLock()
         self._wake = threading.Event()
@@ -54,18 +53,33 @@ class WorkloadGuest:
         self._running = False
         self._thread: threading.Thread | None = None
         self._config: WorkloadConfig | None = None
+        self._names: list[tuple[int, int, int]] = []
         self._closed = False
+        try:
+            port.connect_memory(memory)
+        except BaseException:
+            del self._view
+            memory.close()
+            raise
+        port.set_interrupt(0, self._interrupt)
 
     @classmethod
     def power_on(cls, port: FunctionPort, config: WorkloadConfig) -> "WorkloadGuest":
         """A guest that has brought up its VF, not yet started. RuntimeError where the VF refuses."""
-        guest = cls(port, GuestMemory([config.region]))
-        Driver(port, config, guest._view).bring_up()
+        guest = cls(port, GuestMemory([config.region, *port.regions]))
+        try:
+            port.power_on()
+            Driver(port, config, guest._view).bring_up()
+        except BaseException:
+            guest.close()
+            raise
         return guest
 
     @classmethod
     def attach(cls, port: FunctionPort, specs: Sequence[RegionSpec]) -> "WorkloadGuest":
-        """A guest whose memory another one's will be copied into."""
+        """A guest whose memory another one's will be copied into. OSError as GuestMemory."""
+        if not specs:
+            raise refuse(errno.EINVAL, "a guest needs memory")
         return cls(port, GuestMemory(specs))
 
     @property
@@ -81,9 +95,14 @@ class WorkloadGuest:
         return control
 
     def _take_up(self) -> None:
-        """Read from the memory what does not change while the guest runs."""
+        """Read from the memory what does not change while the guest runs. RuntimeError, ValueError."""
         control = self._control()
-        self._config = control.config()
+        config = control.config()
+        if config.region != self._memory.regions[0].spec:
+            raise RuntimeError(
+                f"the guest's memory is not that of a workload of {config.pairs} pairs"
+            )
+        self._config = config
         self._names = [
             NAMES.unpack_from(self._view, layout.NAMES_AT + index * NAMES.size)
             for index in range(control.active)
@@ -116,29 +135,25 @@ class WorkloadGuest:
     def _run(self) -> None:
         assert self._config is not None
         rate = self._config.rate
-        began, owed_from = time.monotonic(), self._counts()[_SENT]
+        pace = Pace(rate, time.monotonic(), self._counts()[Count.SENT])
         while self._running:
             with self._cpu:
                 if not self._running:
                     break
                 if self._events:
                     self._handle_events()
-                sent = self._counts()[_SENT] - owed_from
-                due = 1 << 30 if not rate else int((time.monotonic() - began) * rate) - sent
-                if due > rate // 10 and rate:
-                    # It was held up; what was missed is not made up for in one burst.
-                    began, owed_from, due = time.monotonic(), owed_from + sent, 1
+                due = pace.due(time.monotonic(), self._counts()[Count.SENT])
                 progress = self._burst(due) if due > 0 else False
             if not progress or rate:
                 self._wake.wait(0.001)
                 self._wake.clear()
 
-    def step(self, messages: int) -> None:
-        """Send ``messages`` messages in the calling thread, paused or not; tests drive it so."""
+    def step(self, count: int) -> None:
+        """Send up to ``count`` messages in the calling thread, paused or not; tests drive it so."""
         with self._cpu:
             self._take_up()
             self._handle_events()
-            self._burst(messages, for_ever=True)
+            self._burst(count, for_ever=True)
 
     def _burst(self, due: int, *, for_ever: bool = False) -> bool:
         """Send up to ``due`` messages, one pair after another; whether any could be sent."""
@@ -207,35 +222,17 @@ class WorkloadGuest:
         wqe.QP_DBR.pack_into(self._view, at + layout.RECEIVE_DBR, pair.receives, 0)
         return pair
 
-    def _payload(self, index: int, sequence: int, length: int) -> bytes:
-        assert self._config is not None
-        seed = (self._config.seed, index, sequence)
-        block = xxhash.xxh3_128_digest(b"%d %d %d" % seed)
-        return (block * (length // 16 + 1))[:length]
-
-    def _message(self, index: int, sequence: int) -> bytes:
-        assert self._config is not None
-        payload = self._payload(index, sequence, self._config.size - MESSAGE.size)
-        return (
-            MESSAGE.pack(sequence, index, len(payload), xxhash.xxh3_64_intdigest(payload)) + payload
-        )
-
-    def _operation(self, sequence: int) -> WqeOpcode:
-        assert self._config is not None
-        mix = self._config.mix
-        return layout.OPERATIONS[mix[sequence % len(mix)]]
-
     def _send(self, index: int) -> bool:
         """Send the next message of a pair, where its window has room."""
         config = self._config
         assert config is not None
         pair = self._pair(index)
-        if pair.dead or pair.posted - pair.done >= WINDOW:
+        if pair.dead or pair.under_way >= WINDOW:
             return False
         control = self._control()
         at, sequence = config.pair_at(index), pair.next_send
-        opcode = self._operation(sequence)
-        message = self._message(index, sequence)
+        opcode = messages.operation(config, sequence)
+        message = messages.build(config, index, sequence)
         mine, its = config.send_slot(index, sequence), config.rdma_slot(index, sequence)
         # A READ brings the message over from the other end, where the guest puts it first.
         source = its if opcode == WqeOpcode.RDMA_READ else mine
@@ -255,7 +252,7 @@ class WorkloadGuest:
         posted = pair.posted + 1
         wqe.QP_DBR.pack_into(self._view, at + layout.SEND_DBR, 0, posted & 0xFFFF)
         self._put_pair(index, pair._replace(next_send=sequence + 1, posted=posted & 0xFFFFFFFF))
-        self._count(_SENT)
+        self._count(Count.SENT)
         self._port.ring(control.uar, wqe.UAR_SEND_DOORBELL, entry[:8])
         self._poll_cq(index)
         return True
@@ -281,7 +278,7 @@ class WorkloadGuest:
             if kind == wqe.EventType.COMP and cqn in names:
                 self._poll_cq(names[cqn])
             elif kind != wqe.EventType.COMP:
-                self._count(_FAILED)
+                self._count(Count.FAILED)
         word = (control.eqn << 24 | consumer).to_bytes(8, "big")
         self._port.ring(control.uar, wqe.UAR_EQ_ARM, word)
 
@@ -300,80 +297,80 @@ class WorkloadGuest:
             opcode = own >> 4
             if opcode == CqeOpcode.INVALID or own & 1 != pair.cq_consumer >> layout.LOG_CQ & 1:
                 break
-            tail = wqe.CQE_TAIL.unpack_from(self._view, entry + wqe.CQE_TAIL_OFFSET)
             pair = pair._replace(cq_consumer=(pair.cq_consumer + 1) & 0xFFFFFF)
-            pair = self._completion(index, pair, opcode, tail[0], tail[1])
-            if opcode in (CqeOpcode.RESP_SEND, CqeOpcode.RESP_SEND_IMM):
+            pair = self._completion(index, pair, opcode, entry)
+            if opcode in _RESPONSES:
                 pair = self._post_receive(config, index, at, pair, mkey)
             took = True
         if took:
             wqe.CQ_DBR.pack_into(self._view, at + layout.CQ_DBR, pair.cq_consumer, 0)
             self._put_pair(index, pair)
-        if pair.done != pair.posted and not pair.dead:
+        if pair.under_way and not pair.dead:
             cqn = self._names[index][2]
             word = pair.cq_consumer.to_bytes(4, "big") + cqn.to_bytes(4, "big")
             self._port.ring(self._control().uar, wqe.UAR_CQ_DOORBELL, word)
 
-    def _completion(self, index: int, pair: Pair, opcode: int, immediate: int, count: int) -> Pair:
+    def _completion(self, index: int, pair: Pair, opcode: int, entry: int) -> Pair:
+        """Take the completion at offset ``entry``: an error, a message that came, or one that went."""
         config = self._config
         assert config is not None
-        if opcode in (CqeOpcode.REQ_ERR, CqeOpcode.RESP_ERR):
-            self._count(_FAILED)
-            return pair._replace(dead=1)
-        if opcode in (CqeOpcode.RESP_SEND, CqeOpcode.RESP_SEND_IMM):
-            # Which message it should be; the n-th receive entry took the n-th SEND.
-            number = self._receives_done(pair)
-            where = config.receive_slot(index, number)
-            arrived = self._arrive(index, pair, where, count)
-            if opcode == CqeOpcode.RESP_SEND_IMM and immediate != pair.next_arrival & 0xFFFFFFFF:
-                self._count(_DAMAGED)
-            return arrived
-        sequence = pair.next_send - (pair.posted - pair.done)
-        operation = self._operation(sequence)
-        if operation in _RDMA:
-            read = operation == WqeOpcode.RDMA_READ
-            where = config.send_slot(index, sequence) if read else config.rdma_slot(index, sequence)
-            pair = self._arrive(index, pair, where, config.size)
-        return pair._replace(done=pair.done + 1 & 0xFFFFFFFF)
+        tail = wqe.CQE_TAIL.unpack_from(self._view, entry + wqe.CQE_TAIL_OFFSET)
+        immediate, count, _, last, counter, _, _ = tail
+        sender, receiver, _ = self._names[index]
+        where = (last & 0xFFFFFF, counter)
+        if opcode in _RESPONSES and where == (receiver, self._receives_done(pair)):
+            # The n-th receive entry took the n-th SEND.
+            slot = config.receive_slot(index, counter)
+            carried = immediate if opcode == CqeOpcode.RESP_SEND_IMM else None
+            return self._arrive(index, pair, slot, count, carried)
+        if opcode == CqeOpcode.REQ and where == (sender, pair.done & 0xFFFF) and pair.under_way:
+            sequence = pair.next_send - pair.under_way
+            operation = messages.operation(config, sequence)
+            if operation in _RDMA:
+                read = operation == WqeOpcode.RDMA_READ
+                slot = (config.send_slot if read else config.rdma_slot)(index, sequence)
+                pair = self._arrive(index, pair, slot, config.size, None)
+            return pair._replace(done=(pair.done + 1) & 0xFFFFFFFF)
+        # An error, or one that is not due: what the pair still has under way can't be told any more.
+        self._count(Count.FAILED)
+        return pair._replace(dead=1)
 
     @staticmethod
     def _receives_done(pair: Pair) -> int:
         """Number of the receive entry that is done now: all but those that are still posted."""
         return (pair.receives - (1 << layout.LOG_RQ)) & 0xFFFF
 
-    def _arrive(self, index: int, pair: Pair, where: int, count: int) -> Pair:
-        """Check one message that has arrived at offset ``where``."""
+    def _arrive(self, index: int, pair: Pair, slot: int, count: int, carried: int | None) -> Pair:
+        """Check one message of ``count`` bytes that has arrived at offset ``slot``."""
         config = self._config
         assert config is not None
-        sequence, of, length, digest = MESSAGE.unpack_from(self._view, where)
-        payload = bytes(self._view[where + MESSAGE.size : where + config.size])
-        self._count(_RECEIVED)
+        self._count(Count.RECEIVED)
+        sequence = messages.sequence_of(config, index, bytes(self._view[slot : slot + config.size]))
         if (
-            count != config.size
-            or of != index
-            or length != len(payload)
-            or xxhash.xxh3_64_intdigest(payload) != digest
-            or payload != self._payload(index, sequence, length)
+            sequence is None
+            or sequence >= pair.next_send
+            or count != config.size
+            or carried != messages.immediate(config, sequence)
         ):
-            self._count(_DAMAGED)
-            return pair._replace(next_arrival=pair.next_arrival + 1)
-        if sequence < pair.next_arrival:
-            self._count(_DOUBLED)
-            return pair
-        if sequence > pair.next_arrival:
-            self._count(_REORDERED)
-            self._count(_LOST, sequence - pair.next_arrival)
-        return pair._replace(next_arrival=sequence + 1)
+            pair, tally = messages.arrive_damaged(pair)
+        else:
+            pair, tally = messages.arrive(pair, sequence)
+        self._add(tally)
+        return pair
 
     # --- Counts -------------------------------------------------------------------------------
 
     def _counts(self) -> tuple[int, ...]:
         return COUNTS.unpack_from(self._view, layout.COUNTS_AT)
 
-    def _count(self, which: int, by: int = 1) -> None:
+    def _count(self, which: Count, by: int = 1) -> None:
         at = layout.COUNTS_AT + 8 * which
         value = int.from_bytes(self._view[at : at + 8], "little") + by
         self._view[at : at + 8] = value.to_bytes(8, "little")
+
+    def _add(self, tally: Mapping[Count, int]) -> None:
+        for which, by in tally.items():
+            self._count(which, by)
 
     def counts(self) -> GuestCounts:
         return GuestCounts(*self._counts())
@@ -381,21 +378,38 @@ class WorkloadGuest:
     def settle(self, timeout: float) -> GuestCounts:
         deadline = time.monotonic() + timeout
         with self._cpu:
+            self._take_up()
             self._set_control(settling=1)
         while True:
             with self._cpu:
                 self._handle_events()
-                for index in range(len(self._names)):
-                    if self._touched(index):
-                        self._poll_cq(index)
-                counts = self.counts()
-                missing = counts.sent - counts.received
-                if missing <= 0 or time.monotonic() >= deadline:
-                    if missing > 0:
-                        self._count(_LOST, missing - counts.lost if missing > counts.lost else 0)
+                late = self._outstanding()
+                if not late or time.monotonic() >= deadline:
+                    for index in late:
+                        self._give_up(index)
                     return self.counts()
             self._wake.wait(0.001)
             self._wake.clear()
+
+    def _outstanding(self) -> list[int]:
+        """Pairs of which a message or a completion has yet to come, after a look at their CQs."""
+        found = []
+        for index in range(len(self._names)):
+            if self._touched(index):
+                self._poll_cq(index)
+                pair = self._pair(index)
+                if pair.next_arrival < pair.next_send or (pair.under_way and not pair.dead):
+                    found.append(index)
+        return found
+
+    def _give_up(self, index: int) -> None:
+        """What has not come by now is lost; a queue that has told of no error stands still."""
+        pair, tally = messages.pass_over(self._pair(index), self._pair(index).next_send)
+        self._add(tally)
+        if pair.under_way and not pair.dead:
+            self._count(Count.FAILED)
+            pair = pair._replace(dead=1)
+        self._put_pair(index, pair)
 
     def _touched(self, index: int) -> bool:
         assert self._config is not None
@@ -408,7 +422,6 @@ class WorkloadGuest:
         self._closed = True
         self.pause()
         self._port.set_interrupt(0, None)
-        for region in self._memory.regions:
-            self._port.dma.unmap(region.spec.iova)
+        self._port.disconnect_memory(self._memory)
         del self._view
         self._memory.close()

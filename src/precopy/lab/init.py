@@ -43,6 +43,22 @@ def configure(interface: str, address: str) -> None:
         fcntl.ioctl(handle, _SIOCSIFFLAGS, struct.pack("16sH14x", name, flags | _IFF_UP))
 
 
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def add_vfs(count: int) -> None:
+    """Switch SR-IOV on and give the VFs to mlx5_vfio_pci."""
+    pf = "/sys/bus/pci/devices/0000:00:00.0"
+    write(f"{pf}/sriov_drivers_autoprobe", "0")
+    write(f"{pf}/sriov_numvfs", str(count))
+    for index in range(count):
+        vf = os.path.basename(os.path.realpath(f"{pf}/virtfn{index}"))
+        write(f"/sys/bus/pci/devices/{vf}/driver_override", "mlx5_vfio_pci")
+        write("/sys/bus/pci/drivers_probe", vf)
+
+
 def prepare(job: dict) -> None:  # type: ignore[type-arg]
     mount("proc", "/proc")
     mount("sysfs", "/sys")
@@ -54,11 +70,11 @@ def prepare(job: dict) -> None:  # type: ignore[type-arg]
     configure("lo", "127.0.0.1")
     if job["address"]:
         configure("vec0", job["address"])
-    with open("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "w") as file:
-        file.write("1")
+    write("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "1")
+    if job["vfs"]:
+        add_vfs(job["vfs"])
     for uuid in job["mtty"]:
-        with open("/sys/devices/virtual/mtty/mtty/mdev_supported_types/mtty-2/create", "w") as file:
-            file.write(uuid)
+        write("/sys/devices/virtual/mtty/mtty/mdev_supported_types/mtty-2/create", uuid)
 
 
 def run(job: dict, here: str) -> int:  # type: ignore[type-arg]

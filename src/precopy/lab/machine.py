@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,14 +15,14 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from precopy.lab import card
 from precopy.lab.build import built
+from precopy.lab.card import Card
 from precopy.lab.errors import LabError
+from precopy.lab.link import Link, pair
 
 #: The UUIDs of the mtty devices that a machine is given, in order.
 MTTY_UUIDS = tuple(f"83b8f4f2-509f-382f-3c1e-e6bfe0fa10{n:02x}" for n in range(1, 9))
-
-#: Addresses of two machines that are linked.
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
 #: Exit status of a command that did not end in time, as coreutils' timeout has it.
 TIMED_OUT = 124
@@ -51,6 +50,8 @@ class Job:
 
     command: Sequence[str]
     mtty: int = 0
+    #: The software ConnectX in its PCI slots, as ``mlx5?vfs=2`` (see ``card``); empty: none.
+    adapter: str = ""
     memory: str = "512M"
     timeout: float = 120.0
     writable: Sequence[Path] = ()
@@ -58,33 +59,56 @@ class Job:
     cwd: Path | None = None
 
 
-class Machine:
-    """One kernel. LabError where there is none to boot, or a job asks for what it can't have."""
+def ready(job: Job) -> Path:
+    """The kernel to boot. LabError where there is none, or ``job`` asks for what it can't have."""
+    kernel = built()
+    if kernel is None:
+        raise LabError("no kernel has been built yet: run precopy lab build")
+    if not 0 <= job.mtty <= len(MTTY_UUIDS):
+        raise LabError(f"a machine has 0 to {len(MTTY_UUIDS)} mtty devices, not {job.mtty}")
+    if not re.fullmatch(r"\d+[MG]", job.memory):
+        raise LabError(f"memory {job.memory!r}: write 512M or 2G")
+    if job.adapter:
+        card.parse(job.adapter)
+    for path in job.writable:
+        if not path.is_dir():
+            raise LabError(f"{path} is no directory that could be made writable")
+    return kernel
 
-    def __init__(self, job: Job, *, link: socket.socket | None = None, address: str = "") -> None:
-        kernel = built()
-        if kernel is None:
-            raise LabError("no kernel has been built yet: run precopy lab build")
-        if not 0 <= job.mtty <= len(MTTY_UUIDS):
-            raise LabError(f"a machine has 0 to {len(MTTY_UUIDS)} mtty devices, not {job.mtty}")
-        if not re.fullmatch(r"\d+[MG]", job.memory):
-            raise LabError(f"memory {job.memory!r}: write 512M or 2G")
-        for path in job.writable:
-            if not path.is_dir():
-                raise LabError(f"{path} is no directory that could be made writable")
+
+class Machine:
+    """One kernel, at an end of a cable if ``link`` is given. LabError as :func:`ready` raises it."""
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        link: Link | None = None,
+        prepare: Callable[[Card], object] | None = None,
+    ) -> None:
+        kernel = ready(job)
         self._job = job
         self._began = time.monotonic()
         self._scratch = Path(tempfile.mkdtemp(prefix="precopy-lab-"))
         self._read = {"out": 0, "err": 0}
+        #: The adapter that is in it, for who wants to watch or to disturb it.
+        self.card: Card | None = None
         try:
-            self._process = self._boot(kernel, link, address)
+            if job.adapter:
+                self.card = Card(job.adapter, self._scratch)
+                if prepare is not None:
+                    prepare(self.card)
+            self._process = self._boot(kernel, link)
         except BaseException:
+            self._remove_card()
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise
 
-    def _boot(
-        self, kernel: Path, link: socket.socket | None, address: str
-    ) -> "subprocess.Popen[bytes]":
+    def _remove_card(self) -> None:
+        if self.card is not None:
+            self.card.close()
+
+    def _boot(self, kernel: Path, link: Link | None) -> "subprocess.Popen[bytes]":
         here, job = self._scratch, self._job
         text = resources.files("precopy.lab").joinpath("init.py").read_text()
         init = here / "init"
@@ -95,7 +119,8 @@ class Machine:
             "cwd": str(job.cwd or Path.cwd()),
             "env": dict(os.environ if job.env is None else job.env),
             "mtty": MTTY_UUIDS[: job.mtty],
-            "address": address,
+            "vfs": self.card.vfs if self.card else 0,
+            "address": link.address if link else "",
         }
         (here / "job.json").write_text(json.dumps(told))
         for name in ("out", "err"):
@@ -108,10 +133,12 @@ class Machine:
         command += [str(here), *(str(path.resolve()) for path in job.writable), "--", str(kernel)]
         command += [f"mem={job.memory}", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]
         command += [f"init={init}", f"uml_dir={here}/", "con=null", "con0=null,fd:1", "quiet"]
+        if self.card is not None:
+            command += self.card.arguments()
         fds: tuple[int, ...] = ()
         if link is not None:
-            command.append(f"vec0:transport=fd,fd={link.fileno()},vec=0")
-            fds = (link.fileno(),)
+            command.append(f"vec0:transport=fd,fd={link.end.fileno()},vec=0")
+            fds = (link.end.fileno(),)
         with open(here / "console", "wb") as console:
             return subprocess.Popen(
                 command,
@@ -162,6 +189,7 @@ class Machine:
             return self._result("".join(parts["out"]), "".join(parts["err"]), timed_out)
         finally:
             self.kill()
+            self._remove_card()
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _result(self, out: str, err: str, timed_out: bool) -> Result:
@@ -190,18 +218,24 @@ def run(
     job: Job,
     out: Callable[[str], object] | None = None,
     err: Callable[[str], object] | None = None,
+    *,
+    link: Link | None = None,
+    prepare: Callable[[Card], object] | None = None,
 ) -> Result:
-    """Boot a machine, run ``job`` in it, power it off."""
-    return Machine(job).wait(out, err)
+    """Boot a machine, at an end of a cable if ``link`` is given, run ``job`` in it, power it off.
+
+    ``prepare`` is given the adapter, where there is one, before the kernel finds it.
+    """
+    return Machine(job, link=link, prepare=prepare).wait(out, err)
 
 
 def run_linked(first: Job, second: Job) -> tuple[Result, Result]:
     """Two machines at once, joined by a network: they are 10.77.0.1 and 10.77.0.2."""
-    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    one, other = pair()
     with one, other:
-        machines = [Machine(first, link=one, address=ADDRESSES[0])]
+        machines = [Machine(first, link=one)]
         try:
-            machines.append(Machine(second, link=other, address=ADDRESSES[1]))
+            machines.append(Machine(second, link=other))
         except BaseException:
             machines[0].kill()
             raise

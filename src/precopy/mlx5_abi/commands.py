@@ -8,6 +8,7 @@ import enum
 from dataclasses import dataclass
 
 from precopy.mlx5_abi.contexts import Cqc, Eqc, Mkc, Qpc
+from precopy.mlx5_abi.general_object import PageTrack
 from precopy.mlx5_abi.layout import Field, Layout, Nested
 
 
@@ -15,6 +16,16 @@ class Opcode(enum.IntEnum):
     """``MLX5_CMD_OP_*``."""
 
     QUERY_HCA_CAP = 0x100
+    QUERY_ADAPTER = 0x101
+    INIT_HCA = 0x102
+    TEARDOWN_HCA = 0x103
+    ENABLE_HCA = 0x104
+    DISABLE_HCA = 0x105
+    QUERY_PAGES = 0x107
+    MANAGE_PAGES = 0x108
+    SET_HCA_CAP = 0x109
+    QUERY_ISSI = 0x10A
+    SET_ISSI = 0x10B
     SUSPEND_VHCA = 0x115
     RESUME_VHCA = 0x116
     QUERY_VHCA_MIGRATION_STATE = 0x117
@@ -41,6 +52,11 @@ class Opcode(enum.IntEnum):
     DEALLOC_PD = 0x801
     ALLOC_UAR = 0x802
     DEALLOC_UAR = 0x803
+    ACCESS_REG = 0x805
+    CREATE_GENERAL_OBJECT = 0xA00
+    MODIFY_GENERAL_OBJECT = 0xA01
+    QUERY_GENERAL_OBJECT = 0xA02
+    DESTROY_GENERAL_OBJECT = 0xA03
 
 
 class Inbox(Layout):
@@ -79,6 +95,94 @@ class QueryHcaCapOut(Outbox):
     """``capability`` is 4096 bytes from byte 16 on (see ``capabilities``)."""
 
     SIZE = 4112
+
+
+# --- The function itself ----------------------------------------------------------------------
+
+
+class EnableHcaIn(Inbox):
+    """ENABLE_HCA, DISABLE_HCA. ``function_id`` 0: the function itself; n + 1: VF n, by the PF."""
+
+    function_id = Field(0x50, 0x10)
+
+
+class TeardownHcaOut(Outbox):
+    """``state``: 1 where a forced teardown is not complete."""
+
+    state = Field(0x7F, 1)
+
+
+class QueryAdapterOut(Outbox):
+    SIZE = 272
+    ieee_vendor_id = Field(0x148, 0x18)
+
+
+class QueryIssiOut(Outbox):
+    SIZE = 112
+    current_issi = Field(0x50, 0x10)
+    #: Bit n: ISSI n is there.
+    supported_issi_dw0 = Field(0x360, 0x20)
+
+
+class SetIssiIn(Inbox):
+    current_issi = Field(0x50, 0x10)
+
+
+class SetHcaCapIn(Inbox):
+    """``capability`` is 4096 bytes from byte 16 on; ``op_mod`` is the type, shifted left by one."""
+
+    other_function = Field(0x40, 1)
+    function_id = Field(0x50, 0x10)
+
+
+class PagesKind(enum.IntEnum):
+    """``op_mod`` of QUERY_PAGES: what the pages are for."""
+
+    BOOT = 1
+    INIT = 2
+    REGULAR = 3
+
+
+class QueryPagesIn(Inbox):
+    function_id = Field(0x50, 0x10)
+
+
+class QueryPagesOut(Outbox):
+    """``num_pages`` is signed: negative where the function gives pages back."""
+
+    function_id = Field(0x50, 0x10)
+    num_pages = Field(0x60, 0x20)
+
+
+class ManagePagesKind(enum.IntEnum):
+    """``op_mod`` of MANAGE_PAGES."""
+
+    CANNOT_GIVE = 0
+    GIVE = 1
+    TAKE = 2
+
+
+class ManagePagesIn(Inbox):
+    """Page addresses (be64 each) follow where pages are given."""
+
+    function_id = Field(0x50, 0x10)
+    input_num_entries = Field(0x60, 0x20)
+
+
+class ManagePagesOut(Outbox):
+    """Page addresses (be64 each) follow where pages are taken."""
+
+    output_num_entries = Field(0x40, 0x20)
+
+
+class AccessRegIn(Inbox):
+    """The register's data follow; ``op_mod`` 0 writes it, 1 reads it."""
+
+    register_id = Field(0x50, 0x10)
+    argument = Field(0x60, 0x20)
+
+
+# --- Migration --------------------------------------------------------------------------------
 
 
 class SuspendKind(enum.IntEnum):
@@ -291,6 +395,32 @@ class QueryQpOut(Outbox):
     qpc = Nested(0xC0, Qpc)
 
 
+class GeneralObjectIn(Inbox):
+    """DESTROY_GENERAL_OBJECT, QUERY_GENERAL_OBJECT, and what the others begin with."""
+
+    vhca_tunnel_id = Field(0x20, 0x10)
+    obj_type = Field(0x30, 0x10)
+    obj_id = Field(0x40, 0x20)
+
+
+class PageTrackIn(GeneralObjectIn):
+    """CREATE_GENERAL_OBJECT, MODIFY_GENERAL_OBJECT of a page tracker; for CREATE its ranges follow."""
+
+    SIZE = 64
+    page_track = Nested(0x80, PageTrack)
+
+
+class GeneralObjectOut(Outbox):
+    obj_id = Field(0x40, 0x20)
+
+
+class PageTrackOut(GeneralObjectOut):
+    """QUERY_GENERAL_OBJECT of a page tracker, the only kind of object that is here."""
+
+    SIZE = 64
+    page_track = Nested(0x80, PageTrack)
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """What travels for one opcode."""
@@ -304,6 +434,17 @@ COMMANDS: dict[int, Command] = {
     command.opcode: command
     for command in (
         Command(Opcode.QUERY_HCA_CAP, QueryHcaCapIn, QueryHcaCapOut),
+        Command(Opcode.QUERY_ADAPTER, Inbox, QueryAdapterOut),
+        Command(Opcode.INIT_HCA, Inbox, Outbox),
+        Command(Opcode.TEARDOWN_HCA, Inbox, TeardownHcaOut),
+        Command(Opcode.ENABLE_HCA, EnableHcaIn, Outbox),
+        Command(Opcode.DISABLE_HCA, EnableHcaIn, Outbox),
+        Command(Opcode.QUERY_PAGES, QueryPagesIn, QueryPagesOut),
+        Command(Opcode.MANAGE_PAGES, ManagePagesIn, ManagePagesOut),
+        Command(Opcode.SET_HCA_CAP, SetHcaCapIn, Outbox),
+        Command(Opcode.QUERY_ISSI, Inbox, QueryIssiOut),
+        Command(Opcode.SET_ISSI, SetIssiIn, Outbox),
+        Command(Opcode.ACCESS_REG, AccessRegIn, Outbox),
         Command(Opcode.SUSPEND_VHCA, SuspendVhcaIn, Outbox),
         Command(Opcode.RESUME_VHCA, ResumeVhcaIn, Outbox),
         Command(
@@ -334,5 +475,9 @@ COMMANDS: dict[int, Command] = {
         Command(Opcode.DEALLOC_PD, DeallocPdIn, Outbox),
         Command(Opcode.ALLOC_UAR, Inbox, AllocUarOut),
         Command(Opcode.DEALLOC_UAR, DeallocUarIn, Outbox),
+        Command(Opcode.CREATE_GENERAL_OBJECT, PageTrackIn, GeneralObjectOut),
+        Command(Opcode.MODIFY_GENERAL_OBJECT, PageTrackIn, GeneralObjectOut),
+        Command(Opcode.QUERY_GENERAL_OBJECT, GeneralObjectIn, PageTrackOut),
+        Command(Opcode.DESTROY_GENERAL_OBJECT, GeneralObjectIn, GeneralObjectOut),
     )
 }

@@ -4,10 +4,11 @@ The driver of the PF and the driver in a guest see the same: commands in, replie
 the function reaches by DMA. A real adapter behind a real command queue can take this place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from precopy.pci.dma import DmaSpace
+from precopy.pci.memory import GuestMemory, RegionSpec
 
 #: Called with the outbox of a command, in the firmware's own time and thread.
 Done = Callable[[bytes], None]
@@ -32,8 +33,24 @@ class CommandPort(Protocol):
         """Start one command; ``done`` gets its outbox later, possibly before this returns."""
 
 
-class FunctionPort(CommandPort, Protocol):
-    """What a guest's driver has of a VF: commands, doorbells, interrupts."""
+class FunctionPort(Protocol):
+    """What a guest's driver has of a VF: commands, doorbells, interrupts, and its memory in reach."""
+
+    @property
+    def regions(self) -> Sequence[RegionSpec]:
+        """Guest memory that the port needs for itself, beside what the guest's work needs."""
+
+    def connect_memory(self, memory: GuestMemory) -> None:
+        """Let the function reach ``memory``, which has :attr:`regions`. OSError."""
+
+    def disconnect_memory(self, memory: GuestMemory) -> None:
+        """The function can't reach it any more."""
+
+    def power_on(self) -> None:
+        """Make the function ready for commands; not where a migration brings one that is."""
+
+    def execute(self, inbox: bytes) -> bytes:
+        """Run one command and wait for its outbox."""
 
     def ring(self, uar: int, offset: int, data: bytes) -> None:
         """Write ``data`` (8 bytes, as the bus carries them) at ``offset`` of UAR page ``uar``."""

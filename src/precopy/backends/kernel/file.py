@@ -2,6 +2,7 @@
 
 import errno
 import select
+from collections.abc import Callable
 
 from precopy.backends.kernel.ioctls import Kernel, call
 from precopy.vfio.device import Buffer, MigrationFile, PrecopyInfo
@@ -13,11 +14,17 @@ from precopy.vfio.uapi import (
     PrecopyInfoStruct,
 )
 
+#: Events that poll tells of unasked.
+_ALWAYS = select.POLLRDHUP | select.POLLERR | select.POLLHUP | select.POLLNVAL
+
 
 class KernelMigrationFile(MigrationFile):
-    """Owns ``fd``. Errors are the kernel's, with what failed and on which device in their text."""
+    """Owns ``fd``. Errors are the kernel's, with what failed and on which device in their text.
 
-    def __init__(self, kernel: Kernel, fd: int, device: str, *, info_v2: bool) -> None:
+    ``info_v2`` tells whether the device's user has set MIG_PRECOPY_INFO_V2.
+    """
+
+    def __init__(self, kernel: Kernel, fd: int, device: str, info_v2: Callable[[], bool]) -> None:
         self._kernel, self._fd, self._device = kernel, fd, device
         self._info_v2 = info_v2
 
@@ -49,16 +56,18 @@ class KernelMigrationFile(MigrationFile):
         call(self._kernel, self.fileno(), VFIO_MIG_GET_PRECOPY_INFO, data, what, self._device)
         found = PrecopyInfoStruct.parse(bytes(data))
         # Without INFOv2 a kernel may leave flags as it likes.
-        flags = PrecopyInfoFlags(found.flags if self._info_v2 else 0)
+        flags = PrecopyInfoFlags(found.flags if self._info_v2() else 0)
         return PrecopyInfo(found.initial_bytes, found.dirty_bytes, flags)
 
     def poll(self, events: int = select.POLLIN, timeout: float | None = None) -> int:
+        fd = self.fileno()
         try:
-            found = self._kernel.poll(self.fileno(), events, timeout)
+            # The end of a session is told unasked.
+            found = self._kernel.poll(fd, events | select.POLLRDHUP, timeout)
         except OSError as error:
             raise self._failed(error, "poll") from error
         # A driver without a poll method answers that everything is possible.
-        return found & (events | select.POLLRDHUP | select.POLLERR | select.POLLHUP)
+        return found & (events | _ALWAYS)
 
     def set_nonblocking(self, nonblocking: bool) -> None:
         self._kernel.set_blocking(self.fileno(), not nonblocking)

@@ -3,6 +3,7 @@
 Sources: include/uapi/linux/vfio.h and iommufd.h (Linux 7.3).
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -23,6 +24,18 @@ VFIO_GROUP_SET_CONTAINER = _TYPE | _BASE + 4
 VFIO_GROUP_GET_DEVICE_FD = _TYPE | _BASE + 6
 VFIO_DEVICE_GET_REGION_INFO = _TYPE | _BASE + 8
 VFIO_DEVICE_BIND_IOMMUFD = _TYPE | _BASE + 18
+
+#: What messages call them.
+NAMES = {
+    VFIO_GET_API_VERSION: "VFIO_GET_API_VERSION",
+    VFIO_CHECK_EXTENSION: "VFIO_CHECK_EXTENSION",
+    VFIO_SET_IOMMU: "VFIO_SET_IOMMU",
+    VFIO_GROUP_GET_STATUS: "VFIO_GROUP_GET_STATUS",
+    VFIO_GROUP_SET_CONTAINER: "VFIO_GROUP_SET_CONTAINER",
+    VFIO_GROUP_GET_DEVICE_FD: "VFIO_GROUP_GET_DEVICE_FD",
+    VFIO_DEVICE_GET_REGION_INFO: "VFIO_DEVICE_GET_REGION_INFO",
+    VFIO_DEVICE_BIND_IOMMUFD: "VFIO_DEVICE_BIND_IOMMUFD",
+}
 
 #: IOMMU types, best first: what VFIO_CHECK_EXTENSION and VFIO_SET_IOMMU take.
 VFIO_TYPE1V2_IOMMU = 3
@@ -104,6 +117,13 @@ def call(
         return kernel.ioctl(fd, request, argument)
     except OSError as error:
         raise refuse(error.errno or errno.EIO, f"{device}: {what} failed in the kernel") from error
+
+
+def close_all(kernel: Kernel, fds: list[int]) -> None:
+    """Close ``fds``, the first of them first, and empty the list. One that can't be closed is gone."""
+    while fds:
+        with contextlib.suppress(OSError):
+            kernel.close(fds.pop(0))
 
 
 def address_of(buffer: bytearray | memoryview) -> int:

@@ -1,0 +1,59 @@
+"""The software ConnectX in a lab kernel: a card on its PCI bus, behind vhost-user sockets."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from precopy.connectx import Adapter, InlineExecutor, options
+from precopy.connectx.options import Option, OptionError, number, within
+from precopy.connectx.pci_function import MAX_VFS
+from precopy.frontends.virtio_pcidev import Server
+from precopy.lab.errors import LabError
+
+#: The virtio device id under which User-Mode Linux knows a PCI device (config.fragment).
+_DEVICE_ID = 1234
+
+#: Everything that may stand behind ``mlx5?``.
+PARAMETERS: dict[str, Option] = {
+    "vfs": Option(within(1, MAX_VFS), "2", "VFs, bound to mlx5_vfio_pci"),
+    "timeout": Option(number, "60", "seconds that the driver waits for a command"),
+    **options.CARD,
+}
+
+
+def parse(text: str) -> Mapping[str, object]:
+    """The options of an adapter's name. LabError says which is wrong."""
+    model, _, query = text.partition("?")
+    if model != "mlx5":
+        raise LabError(f"--adapter {text}: there is no adapter {model!r}; write mlx5")
+    try:
+        return options.parse(query, PARAMETERS)
+    except OptionError as error:
+        raise LabError(f"--adapter {text}: {error}") from error
+
+
+class Card:
+    """A card that listens, in ``directory``, for the kernel that it is to be in."""
+
+    def __init__(self, text: str, directory: Path) -> None:
+        found = parse(text)
+        vfs, timeout = found["vfs"], found["timeout"]
+        assert isinstance(vfs, int)
+        assert isinstance(timeout, int)
+        self.vfs = vfs
+        config = options.config(found, num_vfs=vfs, command_timeout=timeout)
+        #: Everything is done while the kernel waits, so in the thread that it waits for.
+        self.adapter = Adapter(config, faults=options.faults(found), executor=InlineExecutor())
+        self._server = Server(self.adapter.pci_functions(), directory)
+
+    def arguments(self) -> list[str]:
+        """What the kernel's command line needs; the order is that of the slots."""
+        return [f"virtio_uml.device={path}:{_DEVICE_ID}" for path in self._server.paths]
+
+    @property
+    def trouble(self) -> list[str]:
+        """What the kernel said that no front end says."""
+        return self._server.trouble
+
+    def close(self) -> None:
+        self._server.close()
+        self.adapter.close()
