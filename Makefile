@@ -4,12 +4,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3
 
-.PHONY: help run test lab-test lint format htmldocs pdfdocs bench clean
+.PHONY: help run test lab-test qemu-test lint format htmldocs pdfdocs bench clean
 
 help:
 	@echo 'make run       move a software ConnectX VF between two processes, both ways'
 	@echo 'make test      the tests (under three minutes)'
 	@echo 'make lab-test  the tests against a real kernel (builds it the first time)'
+	@echo 'make qemu-test QEMU moves the same device in the same kernel (installs it in the cache)'
 	@echo 'make lint      ruff and mypy --strict'
 	@echo 'make htmldocs  the documentation, in Documentation/_build/html'
 	@echo 'make pdfdocs   the same as one PDF, in Documentation/_build/pdf'
@@ -43,11 +44,16 @@ run: $(VENV)/.run
 	$(VENV)/bin/precopy migrate --compare --min-rounds 2 --progress lines 'sim:mlx5?qps=1000&active=32&state=64M' sim:mlx5
 
 test: $(VENV)/.test
-	$(PY) -m pytest tests --ignore=tests/lab
+	$(PY) -m pytest tests --ignore=tests/lab --ignore=tests/interop
 
 lab-test: $(VENV)/.test
 	$(VENV)/bin/precopy lab build >/dev/null
 	$(PY) -m pytest tests/lab
+
+qemu-test: $(VENV)/.test
+	$(VENV)/bin/precopy lab build >/dev/null
+	$(PY) -m precopy.lab.qemu >/dev/null
+	$(PY) -m pytest tests/interop
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .

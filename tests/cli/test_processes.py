@@ -1,6 +1,8 @@
-"""The command line, as processes: what they print and exit with, also when one of them is killed."""
+"""The command line, as processes: what they print and exit with, and what becomes of them."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,101 +10,168 @@ from pathlib import Path
 
 import pytest
 
-SMALL = "sim:mlx5?qps=8&log_max_qp=8"
-BLANK = "sim:mlx5?log_max_qp=8"
+from tests.cli.processes import (
+    BLANK,
+    LARGE,
+    SMALL,
+    Process,
+    listens,
+    precopy,
+    start,
+    start_receiver,
+    until,
+)
 
 
-def precopy(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "precopy", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
-def receiver(path: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """A receiving process that listens already."""
-    command = [sys.executable, "-m", "precopy", "receive", BLANK, "--listen", f"unix:{path}"]
-    process = subprocess.Popen(
-        [*command, "--json", "--progress", "none", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert "listening" in process.stdout.readline()
-    return process
+def children(process: Process) -> list[int]:
+    """Processes that ``process`` has started."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(each) for each in found]
 
 
 def test_a_migration_and_its_report() -> None:
-    done = precopy("migrate", "--json", "--progress", "none", SMALL, BLANK)
-    assert done.returncode == 0, done.stderr
+    """As a user starts it."""
+    command = [sys.executable, "-m", "precopy", "migrate", "--json", "--progress", "none"]
+    done = subprocess.run(
+        [*command, "--run-for", "0.2", SMALL, BLANK], capture_output=True, text=True, check=True
+    )
     report = json.loads(done.stdout)
     assert report["guest"]["faults"] == 0
     assert report["guest"]["received"] == report["guest"]["sent"] > 0
     assert report["downtime"] == pytest.approx(sum(report["stages"].values()))
+    assert not done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "text"),
-    [
-        ((SMALL + "&nonsense=1", BLANK), 2, "unknown parameter 'nonsense'"),
-        ((SMALL, "nowhere"), 2, "no such device"),
-        ((SMALL, "sim:mlx5?log_max_qp=4"), 3, "lacks log_max_qp>=8"),
-        ((SMALL, "unix:/nonexistent/socket"), 4, "nothing has changed"),
-        ((SMALL + "&fault=SAVE_VHCA_STATE:1:0x1", BLANK), 4, "the device runs at the source"),
-        ((SMALL, BLANK + "&fault=RESUME_VHCA:1:0x1"), 5, "in doubt"),
-    ],
-)
-def test_one_line_and_the_exit_status(arguments: tuple[str, str], status: int, text: str) -> None:
-    done = precopy("migrate", "--progress", "none", *arguments)
-    assert done.returncode == status
-    assert done.stderr.count("\n") == 1
-    assert text in done.stderr
+# --- The process that migrate starts --------------------------------------------------------------
+
+#: A migration that stays in PRE_COPY as long as nobody ends it.
+FOR_EVER = ("--min-rounds", "1000000000", "--max-rounds", "1000000000", "--timeout", "1000000")
+
+
+def test_the_receiving_process_is_killed_during_the_migration() -> None:
+    with start("migrate", "--progress", "json", *FOR_EVER, SMALL, BLANK) as source:
+        until(source, "middle images")
+        (child,) = children(source)
+        os.kill(child, signal.SIGKILL)
+        _, rest = source.communicate()
+        assert source.returncode == 4
+        last = rest.splitlines()[-1]
+        assert "; the device runs at the source; its guest has sent" in last
+        assert last.endswith("messages, 0 faults")
+
+
+def test_the_receiving_process_is_killed_after_the_migration() -> None:
+    with start("migrate", "--progress", "json", "--run-for", "1000", SMALL, BLANK) as source:
+        until(source, "done")
+        (child,) = children(source)
+        os.kill(child, signal.SIGKILL)
+        out, rest = source.communicate()
+        assert source.returncode == 6
+        assert not out
+        assert rest == (
+            "precopy: moved, but the receiving process ended before its guest could be counted:"
+            " the receiving process was ended by SIGKILL\n"
+        )
+
+
+def test_a_cancel_after_the_migration_only_makes_it_shorter() -> None:
+    long = ("--progress", "json", "--json", "--run-for", "1000")
+    with start("migrate", *long, SMALL, BLANK) as source:
+        until(source, "done")
+        source.send_signal(signal.SIGINT)
+        out, rest = source.communicate()
+        assert source.returncode == 0, rest
+        assert json.loads(out)["guest"]["faults"] == 0
+
+
+# --- Waiting for a target -------------------------------------------------------------------------
+
+
+def test_migrate_waits_for_a_target(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path / 'socket'}"
+    with start("migrate", "--wait", "60", "--progress", "json", "--json", SMALL, address) as source:
+        until(source, f"waiting: nobody listens at {address} yet")
+        with start_receiver(tmp_path / "socket", "--run-for", "0") as target:
+            out, err = source.communicate()
+            assert source.returncode == 0, err
+            assert json.loads(out)["outcome"].startswith("moved")
+            assert target.wait() == 0
+
+
+def test_a_wait_is_cancelled(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path / 'socket'}"
+    with start("migrate", "--wait", "1000", "--progress", "json", SMALL, address) as source:
+        until(source, "waiting")
+        source.send_signal(signal.SIGTERM)
+        _, err = source.communicate()
+        assert source.returncode == 130
+        assert err.splitlines()[-1] == "precopy: cancelled; nothing has changed"
+
+
+# --- receive --------------------------------------------------------------------------------------
+
+
+def test_the_socket_is_the_user_s_alone(tmp_path: Path) -> None:
+    with start_receiver(tmp_path / "socket") as target:
+        listens(target)
+        assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o600
+        target.send_signal(signal.SIGTERM)
+        _, err = target.communicate()
+        assert target.returncode == 130
+        assert err == "precopy: cancelled; nothing runs here\n"
+        assert not (tmp_path / "socket").exists()
+
+
+def test_where_one_was_killed_another_can_listen(tmp_path: Path) -> None:
+    with start_receiver(tmp_path / "socket") as target:
+        listens(target)
+    assert target.returncode == -signal.SIGKILL
+    assert (tmp_path / "socket").exists()
+    with start_receiver(tmp_path / "socket", "--wait", "0.01") as target:
+        _, err = listens(target).communicate()
+        assert target.returncode == 4
+        assert err == "precopy: no source came within 0.01 s; nothing runs here\n"
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.0\r\n\r\n" + bytes(100)])
 def test_a_peer_that_says_nothing_useful(tmp_path: Path, said: bytes) -> None:
-    process = receiver(tmp_path / "socket", "--silence", "5")
-    with socket.socket(socket.AF_UNIX) as peer:
+    with start_receiver(tmp_path / "socket") as target, socket.socket(socket.AF_UNIX) as peer:
+        listens(target)
         peer.connect(str(tmp_path / "socket"))
         peer.sendall(said)
         peer.shutdown(socket.SHUT_WR)
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 4
-    assert err.startswith("precopy: ")
-    assert "nothing runs here" in err
+        _, err = target.communicate()
+        assert target.returncode == 4
+        assert err.startswith("precopy: ")
+        assert err.endswith("nothing runs here\n")
+        assert err.count("\n") == 1
 
 
-def test_the_socket_is_the_user_s_alone(tmp_path: Path) -> None:
-    process = receiver(tmp_path / "socket")
-    assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o600
-    process.kill()
-    process.communicate()
+def test_a_peer_that_says_nothing_at_all(tmp_path: Path) -> None:
+    with (
+        start_receiver(tmp_path / "socket", "--silence", "0.1") as target,
+        socket.socket(socket.AF_UNIX) as peer,
+    ):
+        listens(target)
+        peer.connect(str(tmp_path / "socket"))
+        _, err = target.communicate()
+        assert target.returncode == 4
+        assert err == ("precopy: the peer said nothing for too long (byte 0); nothing runs here\n")
 
 
-def test_a_network_address_needs_to_be_asked_for() -> None:
-    done = precopy("receive", BLANK, "--listen", "tcp://0.0.0.0:0")
-    assert done.returncode == 2
-    assert "--plain-from-network" in done.stderr
-
-
-@pytest.mark.parametrize("phase", ["PRE_COPY", "initial image", "STOP_COPY"])
-def test_a_target_that_is_killed(tmp_path: Path, phase: str) -> None:
-    """Whichever phase the source is in when it dies: the device runs on at the source, or at none."""
-    target = receiver(tmp_path / "socket")
-    command = [sys.executable, "-m", "precopy", "migrate", "--progress", "json"]
-    source = subprocess.Popen(
-        [*command, SMALL + "&state=600M", f"unix:{tmp_path / 'socket'}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert source.stderr is not None
-    for line in source.stderr:
-        if json.loads(line)["phase"] == phase:
-            break
-    target.kill()
-    target.communicate()
-    _, rest = source.communicate(timeout=60)
-    assert source.returncode in ((4,) if phase != "STOP_COPY" else (0, 4, 5))
-    if source.returncode == 4:
-        assert "the device runs at the source" in rest
-        assert "0 faults" in rest
+def test_a_device_runs_on_though_nobody_reads_what_is_said(tmp_path: Path) -> None:
+    """Neither stdout nor stderr: both are closed at the other end."""
+    address = f"unix:{tmp_path / 'socket'}"
+    with start("receive", BLANK, "--listen", address, "--json") as target:
+        listens(target)
+        target.stdout.close()
+        target.stderr.close()
+        done = precopy("migrate", "--json", "--progress", "none", LARGE, address)
+        assert done.status == 0, done.err
+        # It takes no other source, and ends when it is told to.
+        again = precopy("migrate", "--progress", "none", SMALL, address)
+        assert again.status == 4
+        assert again.line == f"precopy: {address}: No such file or directory; nothing has changed"
+        assert target.poll() is None
+        target.send_signal(signal.SIGTERM)
+        assert target.wait() == 0

@@ -71,6 +71,13 @@ class DirectBus:
             self._handlers[vector] = handler
 
 
+def enable_vfs(pf: ConnectxFunction, count: int) -> None:
+    """Switch on ``count`` VFs, or all off."""
+    at = extended(pf, _SRIOV)
+    pf.config_write(at + 0x10, count.to_bytes(2, "little"))
+    pf.config_write(at + 0x08, (9 if count else 0).to_bytes(2, "little"))
+
+
 class OnBus:
     """A card with ``vfs`` VFs, switched on by its SR-IOV capability."""
 
@@ -78,12 +85,10 @@ class OnBus:
         config = AdapterConfig(num_vfs=vfs, log_max_qp=8, log_max_cq=8, **fields)  # type: ignore[arg-type]
         self.faults = FaultPlan()
         self.adapter = Adapter(config, faults=self.faults, executor=InlineExecutor())
-        self.pf, *self.vfs = self.adapter.pci_functions()
+        self.pf, self.vfs = self.adapter.pci_functions()
 
     def enable_vfs(self, count: int) -> None:
-        at = extended(self.pf, _SRIOV)
-        self.pf.config_write(at + 0x10, count.to_bytes(2, "little"))
-        self.pf.config_write(at + 0x08, (9 if count else 0).to_bytes(2, "little"))
+        enable_vfs(self.pf, count)
 
     def close(self) -> None:
         self.adapter.close()

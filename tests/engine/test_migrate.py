@@ -1,135 +1,177 @@
 """Two simulated devices, the engine between them, faults on either side."""
 
-import socket
-import threading
-from collections.abc import Iterator
+import errno
+from collections.abc import Callable
 
 import pytest
 
-from precopy.backends import open_device
-from precopy.engine.channel import Channel
-from precopy.engine.outcome import Cancelled, Failed, InDoubt, MigrationError, Refused
+from precopy.engine.outcome import (
+    Cancelled,
+    ExitStatus,
+    Failed,
+    InDoubt,
+    MigrationError,
+    Refused,
+    Stopped,
+)
+from precopy.engine.policy import GiveUp, Policy
+from precopy.engine.progress import Snapshot
 from precopy.engine.report import Report
-from precopy.engine.source import Options, migrate
-from precopy.engine.target import receive
-from precopy.guest import WorkloadGuest
-from precopy.vfio.guest import Opened
+from precopy.engine.source import Options
+from precopy.engine.target import Received
+from precopy.vfio.device import MigrationFile
 from precopy.vfio.states import DeviceState
-
-SOURCE = "sim:mlx5?qps=8&log_max_qp=8"
-
-
-class Pair:
-    def __init__(self, source: str, target: str) -> None:
-        self.source = open_device(source)
-        self.target = open_device(target, target=True)
-        self.at_target: MigrationError | None = None
-
-    def move(self, options: Options | None = None) -> Report:
-        """The migration; what the target says of it is in ``at_target``."""
-        one, other = socket.socketpair()
-
-        def serve() -> None:
-            channel = Channel(other)
-            try:
-                receive(self.target, channel)
-            except MigrationError as error:
-                self.at_target = error
-            finally:
-                channel.close()
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        channel = Channel(one)
-        try:
-            return migrate(self.source, channel, options)
-        finally:
-            channel.close()
-            thread.join()
-
-    def works_at(self, opened: Opened) -> bool:
-        assert isinstance(opened.guest, WorkloadGuest)
-        opened.guest.step(100)
-        return opened.device.state is DeviceState.RUNNING and not opened.guest.settle(5).faults
-
-    def close(self) -> None:
-        self.source.close()
-        self.target.close()
-
-
-@pytest.fixture
-def pairs() -> Iterator[list[Pair]]:
-    made: list[Pair] = []
-    yield made
-    for pair in made:
-        pair.close()
-
-
-def make(pairs: list[Pair], source: str = SOURCE, target: str = "sim:mlx5?log_max_qp=8") -> Pair:
-    pairs.append(Pair(source, target))
-    guest = pairs[-1].source.guest
-    assert guest is not None
-    guest.start()
-    return pairs[-1]
+from tests.engine.rig import BLANK, SOURCE, as_before, both, files, works
 
 
 @pytest.mark.parametrize("precopy", [True, False])
 @pytest.mark.parametrize("chunks", [0, 1])
-def test_the_guest_goes_on_at_the_target(pairs: list[Pair], precopy: bool, chunks: int) -> None:
-    pair = make(pairs, f"{SOURCE}&chunks={chunks}&state=20M")
-    report = pair.move(Options(precopy=precopy))
-    assert pair.at_target is None
-    assert pair.works_at(pair.target)
-    assert pair.source.device.state is DeviceState.STOP
-    assert report.device_bytes > 20 << 20
-    assert report.images[-1].kind == "final"
-    assert (report.images[0].kind == "initial") == precopy
-    assert report.downtime == pytest.approx(sum(report.stages.values()))
+def test_the_guest_goes_on_at_the_target(precopy: bool, chunks: int) -> None:
+    with both(f"{SOURCE}&chunks={chunks}&state=20M") as pair:
+        pair.move(Options(precopy=precopy))
+        assert isinstance(pair.at_target, Received)
+        assert works(pair.target)
+        assert pair.source.device.state is DeviceState.STOP
+        report = pair.at_source
+        assert isinstance(report, Report)
+        assert report.device_bytes == pair.at_target.device_bytes > 20 << 20
+        assert report.images[-1].kind == "final"
+        assert (report.images[0].kind == "initial") == precopy
+        assert report.downtime == pytest.approx(sum(report.stages.values()))
 
 
 @pytest.mark.parametrize(
     ("source", "target", "kind", "text"),
     [
-        ("", "&log_max_qp=4", Refused, "lacks log_max_qp>=8"),
-        ("", "&multi_load=0", Refused, "too old for PRE_COPY"),
-        ("&image_version=2", "", Failed, "syndrome 0x5a21"),
-        ("&fault=SAVE_VHCA_STATE:1:0x1", "", Failed, "can't be read"),
-        ("&fault=SUSPEND_VHCA:1:0x1", "", Failed, "SUSPEND_VHCA"),
-        ("&fault=SUSPEND_VHCA:2:0x1", "", Failed, "SUSPEND_VHCA"),
-        ("", "&fault=LOAD_VHCA_STATE:1:0x3", Failed, "LOAD_VHCA_STATE"),
-        ("", "&fault=LOAD_VHCA_STATE:2:0x3", Failed, "LOAD_VHCA_STATE"),
+        ("", "sim:mlx5?log_max_qp=4", Refused, "lacks log_max_qp>=8"),
+        ("", f"{BLANK}&multi_load=0", Refused, "too old for PRE_COPY"),
+        ("&image_version=2", BLANK, Failed, "syndrome 0x5a21"),
+        ("&fault=SAVE_VHCA_STATE:1:0x1", BLANK, Failed, "can't be read"),
+        ("&fault=SUSPEND_VHCA:1:0x1", BLANK, Failed, "SUSPEND_VHCA"),
+        ("&fault=SUSPEND_VHCA:2:0x1", BLANK, Failed, "SUSPEND_VHCA"),
+        ("", f"{BLANK}&fault=SUSPEND_VHCA:1:0x1", Failed, "SUSPEND_VHCA"),
+        ("", f"{BLANK}&fault=LOAD_VHCA_STATE:1:0x3", Failed, "LOAD_VHCA_STATE"),
+        ("", f"{BLANK}&fault=LOAD_VHCA_STATE:2:0x3", Failed, "LOAD_VHCA_STATE"),
     ],
 )
 def test_before_the_handover_the_source_keeps_the_device(
-    pairs: list[Pair], source: str, target: str, kind: type[MigrationError], text: str
+    source: str, target: str, kind: type[MigrationError], text: str
 ) -> None:
-    name = "sim:mlx5?" + (
-        target.removeprefix("&") if "log_max" in target else "log_max_qp=8" + target
-    )
-    pair = make(pairs, SOURCE + source, name)
-    with pytest.raises(kind, match=text):
+    with both(SOURCE + source, target) as pair:
+        before = files()
         pair.move()
-    assert pair.works_at(pair.source)
+        assert type(pair.at_source) is kind
+        assert text in str(pair.at_source)
+        assert isinstance(pair.at_target, MigrationError)
+        assert works(pair.source)
+        assert files() == before
+        assert pair.target.guest is None
 
 
-def test_a_card_that_cannot_be_migrated_is_not_touched(pairs: list[Pair]) -> None:
-    pair = make(pairs, SOURCE + "&migratable=0")
-    with pytest.raises(Failed, match="nothing has changed"):
+def test_a_card_that_cannot_be_migrated_is_not_touched() -> None:
+    with both(SOURCE + "&migratable=0") as pair:
         pair.move()
+        assert type(pair.at_source) is Failed
+        assert str(pair.at_source).endswith("; nothing has changed, the device is where it was")
+        # The target hears why no manifest comes.
+        assert "the source gave up: sim:mlx5" in str(pair.at_target)
+        assert as_before(pair.target)
 
 
-def test_cancelled_before_the_handover(pairs: list[Pair]) -> None:
-    pair = make(pairs)
-    options = Options()
-    options.cancel.set()
-    with pytest.raises(Cancelled):
+def test_cancelled_before_it_began() -> None:
+    with both() as pair:
+        options = Options()
+        options.cancel.set()
         pair.move(options)
-    assert pair.works_at(pair.source)
-    assert isinstance(pair.at_target, Failed)
+        assert type(pair.at_source) is Cancelled
+        assert works(pair.source)
+        assert isinstance(pair.at_target, Failed)
 
 
-def test_after_the_handover_nothing_runs_at_the_source(pairs: list[Pair]) -> None:
-    pair = make(pairs, target="sim:mlx5?log_max_qp=8&fault=RESUME_VHCA:1:0x1")
-    with pytest.raises(InDoubt, match="in doubt"):
+def test_a_limit_that_can_not_be_met() -> None:
+    policy = Policy(downtime_limit=0.0, max_rounds=0, give_up=GiveUp.CANCEL)
+    with both() as pair:
+        pair.move(Options(policy=policy))
+        assert type(pair.at_source) is Cancelled
+        assert "over the limit of 0 ms, after 0 rounds" in str(pair.at_source)
+        assert works(pair.source)
+
+
+def test_a_target_that_can_not_run_gives_the_device_back() -> None:
+    """Its device never left STOP, so nothing is in doubt."""
+    with both(target=f"{BLANK}&fault=RESUME_VHCA:1:0x1") as pair:
         pair.move()
-    assert pair.source.device.state is DeviceState.STOP_COPY
+        assert type(pair.at_source) is Failed
+        assert "the target failed: it can't run here" in str(pair.at_source)
+        assert str(pair.at_source).endswith("; the device runs at the source")
+        assert works(pair.source)
+        assert type(pair.at_target) is Failed
+        assert str(pair.at_target).endswith("; nothing runs here")
+        assert as_before(pair.target)
+
+
+def test_a_target_that_can_not_run_any_more_is_in_doubt() -> None:
+    """Its device has left STOP: what it did there, nobody here knows."""
+    with both(target=f"{BLANK}&fault=RESUME_VHCA:2:0x1") as pair:
+        pair.move()
+        assert type(pair.at_source) is InDoubt
+        assert "it stands in RUNNING_P2P" in str(pair.at_source)
+        assert pair.source.device.state is DeviceState.STOP_COPY
+        assert type(pair.at_target) is Stopped
+        assert pair.at_target.status is ExitStatus.STOPPED
+        assert "nothing runs at the source" in str(pair.at_target)
+
+
+def test_a_source_that_can_not_go_back() -> None:
+    with both(SOURCE + "&fault=SUSPEND_VHCA:2:0x1,RESUME_VHCA:1:0x1") as pair:
+        pair.move()
+        assert type(pair.at_source) is Stopped
+        line = str(pair.at_source)
+        assert "SUSPEND_VHCA" in line
+        assert "then the device could not be resumed here" in line
+        assert "It stands in RUNNING_P2P" in line
+        assert isinstance(pair.at_target, Failed)
+
+
+def test_nobody_listens_to_the_progress_any_more() -> None:
+    """A closed pipe or a full disk is no reason to fail."""
+    told: list[str] = []
+
+    def tell(now: Snapshot) -> None:
+        told.append(now.phase)
+        if len(told) == 3:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    with both() as pair:
+        pair.move(progress=tell)
+        assert isinstance(pair.at_source, Report)
+        assert len(told) == 3
+        assert works(pair.target)
+
+
+@pytest.mark.parametrize(
+    "target", [BLANK, f"{BLANK}&fault=LOAD_VHCA_STATE:1:0x3", f"{BLANK}&fault=RESUME_VHCA:2:0x1"]
+)
+def test_every_data_fd_is_closed(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it ends: a kernel's is a file descriptor, and its session would stay."""
+    with both(target=target) as pair:
+        handed_out: list[MigrationFile] = []
+        for device in (pair.source.device, pair.target.device):
+
+            def set_state(
+                new: int, go: Callable[[int], MigrationFile | None] = device.set_state
+            ) -> MigrationFile | None:
+                file = go(new)
+                if file is not None:
+                    handed_out.append(file)
+                return file
+
+            monkeypatch.setattr(device, "set_state", set_state)
+        pair.move()
+        resuming, saving = sorted(handed_out, key=lambda file: type(file).__name__)
+        with pytest.raises(OSError, match="closed") as caught:
+            saving.readinto(bytearray(1))
+        assert caught.value.errno == errno.EBADF
+        with pytest.raises(OSError, match="closed") as caught:
+            resuming.write(b"x")
+        assert caught.value.errno == errno.EBADF

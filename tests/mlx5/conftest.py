@@ -9,7 +9,11 @@ import pytest
 from precopy.mlx5 import Mlx5VfioDevice
 from precopy.mlx5_abi.records import RecordHeader
 from precopy.vfio.device import MigrationFile
+from precopy.vfio.states import DeviceState
 from tests.mlx5.fake_firmware import FakeFirmware
+
+#: The shortest stream that is a device to the fake firmware.
+IMAGE = RecordHeader(5, 0, 0).pack() + b"image"
 
 
 @dataclass
@@ -36,34 +40,50 @@ class Rig:
     device: Mlx5VfioDevice
     resets: list[None]
 
+    def go(self, state: DeviceState) -> MigrationFile | None:
+        """Go to ``state``, with an image loaded where it is RESUMING; its file, where there is one."""
+        file = self.device.set_state(state)
+        if state is DeviceState.RESUMING:
+            assert file is not None
+            file.write(IMAGE)
+        return file
+
+    def close(self) -> None:
+        """Whatever a test did, the driver gives back all that it took."""
+        self.firmware.hold = False
+        while self.firmware.held:
+            self.firmware.complete()
+        self.device.close()
+        assert not self.firmware.dma.mapped
+        if not self.firmware.gone:
+            assert not self.firmware.keys
+            assert not self.firmware.pds
+
+
+def new_rig(**options: object) -> Rig:
+    """A VF on a firmware with ``options``; the test closes it."""
+    firmware = FakeFirmware(**options)  # type: ignore[arg-type]
+    worker, resets = StepWorker(), list[None]()
+    device = Mlx5VfioDevice(firmware, 0, name="vf", flr=lambda: resets.append(None), worker=worker)
+    firmware.take_log()
+    return Rig(firmware, worker, device, resets)
+
 
 MakeRig = Callable[..., Rig]
 
 
 @pytest.fixture
 def make_rig() -> Iterator[MakeRig]:
+    """Rigs that are closed when the test is over."""
     rigs: list[Rig] = []
 
     def make(**options: object) -> Rig:
-        firmware = FakeFirmware(**options)  # type: ignore[arg-type]
-        worker, resets = StepWorker(), list[None]()
-        device = Mlx5VfioDevice(
-            firmware, 0, name="vf", flr=lambda: resets.append(None), worker=worker
-        )
-        firmware.take_log()
-        rigs.append(Rig(firmware, worker, device, resets))
+        rigs.append(new_rig(**options))
         return rigs[-1]
 
     yield make
     for rig in rigs:
-        rig.firmware.hold = False
-        while rig.firmware.held:
-            rig.firmware.complete()
-        rig.device.close()
-        # Whatever a test did, the driver gives back all that it took.
-        if not rig.device._commands.detached:
-            assert not rig.firmware.keys
-            assert not rig.firmware.pds
+        rig.close()
 
 
 def read_some(file: MigrationFile, size: int = 1 << 20) -> bytes:

@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, urlencode
 from precopy.backends import sim
 from precopy.backends.errors import DeviceNameError
 from precopy.backends.kernel import KernelVfioDevice, open_kernel_device
+from precopy.backends.kernel.discovery import OPTIONS as ATTACH_OPTIONS
 from precopy.backends.vfio_guest import VfioBus
 from precopy.connectx import options
 from precopy.connectx.options import Option, OptionError, number
@@ -31,6 +32,10 @@ def _split(name: str) -> tuple[str, WorkloadConfig | None]:
         given = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError as error:
         raise DeviceNameError(f"{name}: {error}") from error
+    for key, _ in given:
+        if key not in GUEST and key not in ATTACH_OPTIONS:
+            known = ", ".join(sorted([*ATTACH_OPTIONS, *GUEST]))
+            raise DeviceNameError(f"{name}: unknown option {key!r}; there are {known}")
     mine = [(key, value) for key, value in given if key in GUEST]
     rest = [(key, value) for key, value in given if key not in GUEST]
     try:

@@ -1,22 +1,35 @@
-"""What several commands share: how errors are told, how progress is shown, how devices are opened."""
+"""What several commands share: errors, signals, progress, and how devices are opened."""
 
 import contextlib
+import math
+import re
+import signal
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
 
+import click
 from rich.console import Console
 
 from precopy.backends import DeviceNameError, open_device
-from precopy.engine.outcome import ExitStatus
+from precopy.engine.messages import printable
+from precopy.engine.outcome import ExitStatus, reason_of
 from precopy.engine.progress import Display, JsonLines, Lines, Progress, silent
 from precopy.vfio.guest import Opened
 
 
 def fail(text: str, status: ExitStatus) -> NoReturn:
     """One line on stderr, and the exit status."""
-    print(f"precopy: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    warn(text)
     sys.exit(status)
+
+
+def warn(text: str) -> None:
+    """One line on stderr, if there is one still."""
+    with contextlib.suppress(OSError):
+        print(f"precopy: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def open_or_fail(name: str, *, target: bool = False) -> Opened:
@@ -25,7 +38,77 @@ def open_or_fail(name: str, *, target: bool = False) -> Opened:
     except DeviceNameError as error:
         fail(str(error), ExitStatus.USAGE)
     except OSError as error:
-        fail(f"{name}: {error.strerror or error}", ExitStatus.FAILED)
+        fail(f"{name}: {reason_of(error)}", ExitStatus.FAILED)
+
+
+# --- Signals ----------------------------------------------------------------------------------
+
+
+def interrupt() -> NoReturn:
+    """What Python does on SIGINT."""
+    raise KeyboardInterrupt
+
+
+class Signals(contextlib.AbstractContextManager["Signals"]):
+    """SIGINT, SIGTERM and SIGHUP, all taken alike while this is entered: :attr:`action` is called.
+
+    At first it is :func:`interrupt`. A signal that whoever started this process had ignored (nohup)
+    stays ignored. Outside the main thread, where signals do not arrive, nothing is done.
+    """
+
+    def __init__(self) -> None:
+        self.action: Callable[[], object] = interrupt
+        self._before: dict[signal.Signals, Any] = {}
+
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        self.action()
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(each) is not signal.SIG_IGN:
+                    self._before[each] = signal.signal(each, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for each, before in self._before.items():
+            signal.signal(each, before)
+
+
+# --- Options ----------------------------------------------------------------------------------
+
+
+def number(what: str, *, positive: bool = False) -> Callable[[str], float]:
+    """The type of an option that is a finite number of ``what``, 0 or more; ``positive``: above 0."""
+
+    def convert(value: str) -> float:
+        try:
+            found = float(value)
+        except ValueError:
+            found = math.nan
+        if not math.isfinite(found) or found < 0 or (positive and not found):
+            least = "above 0" if positive else "0 or more"
+            raise click.BadParameter(f"{value} is no number of {what}, {least}")
+        return found
+
+    convert.__name__ = what
+    return convert
+
+
+def size(value: str) -> int:
+    """The type of an option that is a number of bytes, with K, M, G or T behind it."""
+    found = re.fullmatch(r"(\d{1,12})([KMGT]?)(?:i?B)?", value, re.IGNORECASE)
+    if not found:
+        raise click.BadParameter(f"{value} is no size; write 512M or 4G")
+    return int(found.group(1)) << 10 * " KMGT".index(found.group(2).upper() or " ")
+
+
+SECONDS = number("seconds")
+SOME_SECONDS = number("seconds", positive=True)
+MILLISECONDS = number("milliseconds")
+
+
+# --- Progress ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

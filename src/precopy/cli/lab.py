@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import TextIO
 
 import click
+from rich.console import Console
+from rich.table import Table
 
 from precopy.cli.common import fail
-from precopy.connectx.trace import to as trace_to
+from precopy.connectx.config import FaultPlan
+from precopy.connectx.controls import Remote
 from precopy.engine.outcome import ExitStatus
 from precopy.lab import Job, meet
 from precopy.lab import run as run_job
 from precopy.lab.build import build as build_kernel
+from precopy.lab.card import PARAMETERS as CARD_OPTIONS
 from precopy.lab.card import Card
 from precopy.lab.errors import LabError
 from precopy.lab.machine import ready
+from precopy.mlx5_abi.commands import Opcode
 
 
 @click.group()
@@ -45,7 +50,9 @@ def build(source: Path | None, config: Path | None, jobs: int | None) -> None:
 
 @lab.command(context_settings={"ignore_unknown_options": True})
 @click.option("--mtty", default=0, show_default=True, help="mtty devices (mdevs) to make.")
-@click.option("--adapter", default="", help="A software ConnectX, as mlx5?vfs=2 (--list-adapter).")
+@click.option(
+    "--adapter", default="", help="A software ConnectX in it: mlx5?vfs=2 (see lab adapters)."
+)
 @click.option("--trace", is_flag=True, help="Each firmware command of the adapter, on stderr.")
 @click.option("--memory", default="512M", show_default=True, help="Of the kernel.")
 @click.option("--timeout", default=120.0, show_default=True, help="Seconds for all of it.")
@@ -93,8 +100,40 @@ def run(
     sys.exit(result.status)
 
 
+@lab.command()
+def adapters() -> None:
+    """The options of --adapter mlx5?name=value&..."""
+    table = Table(title="Options of mlx5?name=value&...", title_justify="left")
+    for column in ("name", "default", "meaning"):
+        table.add_column(column)
+    for name, option in CARD_OPTIONS.items():
+        table.add_row(name, option.default, option.help)
+    Console().print(table)
+
+
+@lab.command()
+@click.argument("faults", nargs=-1)
+@click.option("--clear", is_flag=True, help="Take all faults away.")
+def fault(faults: tuple[str, ...], clear: bool) -> None:
+    """Inside a lab kernel: let a command of its adapter fail.
+
+    FAULTS are OPCODE:NTH:STATUS, counted from now, as SAVE_VHCA_STATE:1:0x9; STATUS may be never.
+    """
+    try:
+        plan = FaultPlan.parse(",".join(faults))
+        remote = Remote()
+        if clear:
+            remote.clear()
+        for (opcode, nth), status in plan.faults.items():
+            remote.plan(Opcode(opcode), nth, status)
+    except ValueError as error:
+        fail(f"lab: {error}", ExitStatus.USAGE)
+    except OSError as error:
+        fail(f"lab: no adapter in this kernel: {error.strerror}", ExitStatus.FAILED)
+
+
 def _traced(card: Card) -> None:
-    card.adapter.firmware.trace = trace_to(lambda line: print(line, file=sys.stderr, flush=True))
+    card.trace(lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def _to(stream: TextIO) -> Callable[[str], object]:

@@ -1,100 +1,62 @@
 """``precopy migrate``."""
 
 import json
-import signal
-import socket
-import subprocess
-import sys
-import threading
-from contextlib import closing
-from types import FrameType
-from typing import Any
+from contextlib import ExitStack, closing
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from precopy.cli.common import PROGRESS_KINDS, fail, open_or_fail, progress_of
+from precopy.cli.common import (
+    MILLISECONDS,
+    PROGRESS_KINDS,
+    SECONDS,
+    SOME_SECONDS,
+    Signals,
+    fail,
+    open_or_fail,
+    progress_of,
+)
+from precopy.cli.receiver import Receiver
 from precopy.engine import address as addresses
 from precopy.engine.address import AddressError
 from precopy.engine.channel import Channel
-from precopy.engine.outcome import ExitStatus, Failed, MigrationError
+from precopy.engine.outcome import ExitStatus, InDoubt, MigrationError, reason_of
 from precopy.engine.policy import GiveUp, Policy
-from precopy.engine.progress import Progress
+from precopy.engine.progress import Progress, Snapshot, safely
 from precopy.engine.report import Report, show
 from precopy.engine.source import Options
 from precopy.engine.source import migrate as move
-from precopy.vfio.guest import Guest, GuestCounts, Opened
-
-#: Seconds that the guest of a target started here works on, so that it can be checked.
-_RUN_FOR = 1.0
-
-#: Seconds for a target started here to listen.
-_START = 30.0
-
-
-class Receiver:
-    """The receiving process, where this command starts it."""
-
-    def __init__(self, device: str, silence: float) -> None:
-        command = [sys.executable, "-m", "precopy", "receive", device]
-        command += ["--listen", "tcp://127.0.0.1:0", "--json", "--progress", "none"]
-        command += ["--run-for", str(_RUN_FOR), "--silence", str(silence)]
-        # Ctrl-C is for this process; it tells the other.
-        self._process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-
-    def address(self) -> str:
-        """Where it listens. Failed, or its own complaint and status, where it does not."""
-        said = self._line()
-        if "listening" not in said:
-            complaint = self._process.communicate(timeout=_START)[1].strip()
-            text = complaint.removeprefix("precopy: ") or "the receiving process did not start"
-            fail(text, _status(self._process.returncode))
-        return str(said["listening"])
-
-    def _line(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        found = json.loads(line) if line else {}
-        assert isinstance(found, dict)
-        return found
-
-    def guest(self) -> GuestCounts | None:
-        """What the guest has counted by the end of its time."""
-        found = None
-        while line := self._line():
-            if "guest" in line:
-                found = GuestCounts(**line["guest"])
-        self._process.wait()
-        return found
-
-    def end(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-        self._process.communicate()
-
-
-def _status(code: int) -> ExitStatus:
-    try:
-        return ExitStatus(code)
-    except ValueError:
-        return ExitStatus.FAILED
+from precopy.vfio.guest import Guest
 
 
 @click.command()
 @click.argument("source")
 @click.argument("target")
-@click.option("--downtime-limit", default=300.0, show_default=True, help="Milliseconds.")
-@click.option("--max-rounds", default=30, show_default=True, help="Passes over what has changed.")
-@click.option("--min-rounds", default=0, help="Middle images at least.", show_default=True)
-@click.option("--timeout", default=300.0, show_default=True, help="Seconds in PRE_COPY.")
+@click.option(
+    "--downtime-limit",
+    type=MILLISECONDS,
+    default=300.0,
+    show_default=True,
+    help="Milliseconds.",
+)
+@click.option(
+    "--max-rounds",
+    type=click.IntRange(min=0),
+    default=30,
+    show_default=True,
+    help="Passes over what has changed.",
+)
+@click.option(
+    "--min-rounds",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Middle images at least.",
+)
+@click.option(
+    "--timeout", type=SECONDS, default=300.0, show_default=True, help="Seconds in PRE_COPY."
+)
 @click.option(
     "--give-up",
     type=click.Choice([each.value for each in GiveUp]),
@@ -105,7 +67,25 @@ def _status(code: int) -> ExitStatus:
 @click.option("--no-precopy", is_flag=True, help="Move everything while the device stands still.")
 @click.option("--compare", is_flag=True, help="Both ways, one after the other, side by side.")
 @click.option(
-    "--silence", default=30.0, show_default=True, help="Seconds a target may say nothing."
+    "--wait",
+    type=SECONDS,
+    default=0.0,
+    show_default=True,
+    help="Seconds to go on trying where nobody listens yet.",
+)
+@click.option(
+    "--silence",
+    type=SOME_SECONDS,
+    default=30.0,
+    show_default=True,
+    help="Seconds a target may say nothing.",
+)
+@click.option(
+    "--run-for",
+    type=SECONDS,
+    default=1.0,
+    show_default=True,
+    help="Seconds that a guest works on in a process started for it, before it is counted.",
 )
 @click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
@@ -119,7 +99,9 @@ def migrate(
     give_up: str,
     no_precopy: bool,
     compare: bool,
+    wait: float,
     silence: float,
+    run_for: float,
     progress: str,
     as_json: bool,
 ) -> None:
@@ -128,6 +110,8 @@ def migrate(
     SOURCE is a device: sim:mlx5?qps=1000, vfio:0000:06:00.2, an mdev's UUID or a /dev/vfio/devices
     node. TARGET is one, too (a process that receives is started for it), or where one listens:
     tcp://host:port, unix:/path.
+
+    SIGINT or SIGTERM cancels it, as long as the target does not have the right to run the device.
     """
     policy = Policy(downtime_limit / 1e3, max_rounds, timeout, GiveUp(give_up))
     if compare and addresses.is_address(target):
@@ -135,7 +119,7 @@ def migrate(
     reports = []
     for precopy in (True, False) if compare else (not no_precopy,):
         options = Options(precopy=precopy, policy=policy, silence=silence, min_rounds=min_rounds)
-        reports.append(_once(source, target, options, progress))
+        reports.append(_once(source, target, options, wait, run_for, progress))
     if as_json:
         found = [report.to_dict() for report in reports]
         print(json.dumps(found if compare else found[0], indent=2))
@@ -150,58 +134,79 @@ def migrate(
             fail(f"the guest counted faults: {report.guest}", ExitStatus.GUEST_FAULTS)
 
 
-def _once(source: str, target: str, options: Options, progress: str) -> Report:
-    opened = open_or_fail(source)
-    with closing(opened):
-        if opened.guest is not None:
-            opened.guest.start()
-        receiver = None
+def _once(
+    source: str, target: str, options: Options, wait: float, run_for: float, progress: str
+) -> Report:
+    with ExitStack() as stack:
+        signals = stack.enter_context(Signals())
         try:
+            opened = stack.enter_context(closing(open_or_fail(source)))
+            guest = opened.guest
+            if guest is not None:
+                guest.start()
+            receiver = None
             if not addresses.is_address(target):
-                receiver = Receiver(target, options.silence)
-            connected = _connect(receiver.address() if receiver else target, options.silence)
-            with progress_of(progress) as tell, closing(Channel(connected)) as channel:
-                report = _move(opened, channel, options, tell)
-            if receiver is not None:
-                report.guest = receiver.guest()
-                if report.guest is None and opened.guest is not None:
-                    raise Failed("the receiving process ended without telling of its guest")
+                receiver = Receiver(target, options.silence, run_for)
+                stack.callback(receiver.end)
+                target = _address_of(receiver)
+            with (
+                progress_of(progress) as tell,
+                closing(_connect(target, options.silence, wait, tell)) as channel,
+            ):
+                # From here on the engine decides what a signal means: it is too late for a cancel
+                # once the right to run has been given away.
+                signals.action = options.cancel.set
+                report = move(opened, channel, options, tell)
+        except InDoubt as error:
+            where = receiver.end() if receiver else f"it listened at {target}"
+            fail(f"{error}; {where}", error.status)
         except MigrationError as error:
-            fail(f"{error}{_still_working(opened.guest, error)}", error.status)
-        finally:
-            if receiver is not None:
-                receiver.end()
+            fail(f"{error}{_still_working(guest, error)}", error.status)
+        except KeyboardInterrupt:
+            fail("cancelled; nothing has changed", ExitStatus.CANCELLED)
+        if receiver is not None:
+            # The device has moved. Whoever is in a hurry, also since before it had, gets its guest
+            # counted sooner.
+            signals.action = receiver.hurry
+            if options.cancel.is_set():
+                receiver.hurry()
+            report.guest = receiver.guest()
+            if report.guest is None and guest is not None:
+                fail(
+                    "moved, but the receiving process ended before its guest could be counted:"
+                    f" {receiver.end()}",
+                    ExitStatus.GUEST_FAULTS,
+                )
     return report
 
 
-def _connect(target: str, silence: float) -> socket.socket:
-    """A connection to where a target listens; without one, the line that says why."""
+def _address_of(receiver: Receiver) -> str:
+    """Where it listens. Its own complaint and status, where it does not."""
+    address = receiver.address()
+    if address is None:
+        fate = receiver.end()
+        fail(receiver.complaint or f"{fate}; nothing has changed", receiver.status)
+    return address
+
+
+def _connect(target: str, silence: float, wait: float, tell: Progress) -> Channel:
+    """A channel to where a target listens; without one, the line that says why."""
+    told = safely(tell)
     try:
-        return addresses.connect(addresses.parse(target), silence)
+        address = addresses.parse(target)
+        waiting = Snapshot(f"waiting: nobody listens at {address} yet")
+        return Channel(
+            addresses.connect(address, silence, wait=wait, waiting=lambda: told(waiting))
+        )
     except AddressError as error:
         fail(str(error), ExitStatus.USAGE)
     except OSError as error:
-        fail(f"{error.strerror}; nothing has changed", ExitStatus.FAILED)
-
-
-def _move(opened: Opened, channel: Channel, options: Options, progress: Progress) -> Report:
-    """The migration, with Ctrl-C as its cancel."""
-
-    def cancel(_signal: int, _frame: FrameType | None) -> None:
-        options.cancel.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        return move(opened, channel, options, progress)
-    before = signal.signal(signal.SIGINT, cancel)
-    try:
-        return move(opened, channel, options, progress)
-    finally:
-        signal.signal(signal.SIGINT, before)
+        fail(f"{reason_of(error)}; nothing has changed", ExitStatus.FAILED)
 
 
 def _still_working(guest: Guest | None, error: MigrationError) -> str:
     """What the guest says after a migration that has left the device here."""
-    if guest is None or error.status in (ExitStatus.IN_DOUBT, ExitStatus.STOPPED):
+    if guest is None or error.status is ExitStatus.STOPPED:
         return ""
     counts = guest.settle(5.0)
     return f"; its guest has sent {counts.sent} messages, {counts.faults} faults"

@@ -1,22 +1,37 @@
 """``precopy receive``."""
 
+import contextlib
 import json
-import signal
+import os
 import sys
 import threading
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict
 
 import click
 
-from precopy.cli.common import PROGRESS_KINDS, fail, open_or_fail, progress_of
+from precopy.cli.common import (
+    PROGRESS_KINDS,
+    SECONDS,
+    SOME_SECONDS,
+    Signals,
+    fail,
+    open_or_fail,
+    progress_of,
+    size,
+    warn,
+)
 from precopy.engine import address as addresses
 from precopy.engine.address import AddressError, Listening
 from precopy.engine.channel import Channel
-from precopy.engine.outcome import ExitStatus, MigrationError
+from precopy.engine.outcome import ExitStatus, MigrationError, reason_of
+from precopy.engine.progress import Snapshot, safely
 from precopy.engine.target import Received, TargetOptions
 from precopy.engine.target import receive as take
 from precopy.vfio.guest import Guest
+
+#: All the memory that this machine has: a guest that fills more would be its end.
+_MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @click.command()
@@ -34,55 +49,102 @@ from precopy.vfio.guest import Guest
     help="Take connections from a network, unencrypted and from anybody.",
 )
 @click.option(
-    "--silence", default=30.0, show_default=True, help="Seconds a source may say nothing."
+    "--wait", type=SOME_SECONDS, help="Seconds to wait for a source.  [default: for ever]"
 )
 @click.option(
-    "--run-for", type=float, help="End the device so many seconds after it was taken over."
+    "--silence",
+    type=SOME_SECONDS,
+    default=30.0,
+    show_default=True,
+    help="Seconds a source may say nothing.",
 )
-@click.option("--settle", default=5.0, show_default=True, help="Seconds the guest has to settle.")
+@click.option(
+    "--max-memory",
+    type=size,
+    default=str(_MACHINE),
+    help="Most guest memory to take, such as 4G.  [default: this machine's memory]",
+)
+@click.option(
+    "--run-for",
+    type=SECONDS,
+    help="End the device so many seconds after it was taken over.  [default: at SIGTERM]",
+)
+@click.option(
+    "--settle",
+    type=SECONDS,
+    default=5.0,
+    show_default=True,
+    help="Seconds the guest has to settle.",
+)
 @click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
 @click.option("--json", "as_json", is_flag=True, help="What happened, as JSON lines on stdout.")
 def receive(
     device: str,
     listen: str,
     plain_from_network: bool,
+    wait: float | None,
     silence: float,
+    max_memory: int,
     run_for: float | None,
     settle: float,
     progress: str,
     as_json: bool,
 ) -> None:
-    """Wait for a migration into DEVICE; the device then runs in this process."""
+    """Wait for a migration into DEVICE; the device then runs in this process.
+
+    SIGINT or SIGTERM ends it: before the device runs here the migration is cancelled, after that
+    the device is ended.
+    """
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    opened = open_or_fail(device, target=True)
-    with closing(opened):
+    options = TargetOptions(silence, max_memory, stop)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(Signals())
         try:
-            listening = Listening(addresses.parse(listen), plain_from_network=plain_from_network)
-        except AddressError as error:
-            fail(str(error), ExitStatus.USAGE)
-        except OSError as error:
-            fail(error.strerror or str(error), ExitStatus.USAGE)
-        _say(as_json, f"listening on {listening.address}", listening=str(listening.address))
-        if not listening.address.is_local:
-            print(
-                "precopy: warning: connections are neither encrypted nor authenticated",
-                file=sys.stderr,
-            )
-        try:
-            with closing(listening), progress_of(progress) as tell:
-                channel = Channel(listening.accept(silence))
+            opened = stack.enter_context(closing(open_or_fail(device, target=True)))
+            listening = stack.enter_context(closing(_listen(listen, plain_from_network)))
+            _say(as_json, f"listening on {listening.address}", listening=str(listening.address))
+            with progress_of(progress) as tell:
+                safely(tell)(Snapshot("waiting for a source"))
+                channel = Channel(listening.accept(wait))
+                # From here on the engine decides what a signal means: it is too late for a cancel
+                # once the right to run has come.
+                signals.action = stop.set
+                # Another source need not wait for an answer that will not come.
+                listening.close()
                 with closing(channel):
-                    received = take(opened, channel, TargetOptions(silence=silence), tell)
+                    received = take(opened, channel, options, tell)
         except MigrationError as error:
             fail(str(error), error.status)
+        except TimeoutError:
+            fail(f"no source came within {wait:g} s; nothing runs here", ExitStatus.FAILED)
+        except OSError as error:
+            fail(f"{listen}: {reason_of(error)}; nothing runs here", ExitStatus.FAILED)
         except KeyboardInterrupt:
             fail("cancelled; nothing runs here", ExitStatus.CANCELLED)
         _run(received, stop, run_for, settle, as_json)
 
 
+def _listen(text: str, plain_from_network: bool) -> Listening:
+    try:
+        address = addresses.parse(text)
+        listening = Listening(address, plain_from_network=plain_from_network)
+    except AddressError as error:
+        fail(str(error), ExitStatus.USAGE)
+    except OSError as error:
+        fail(reason_of(error), ExitStatus.USAGE)
+    if not address.is_local:
+        warn("warning: connections are neither encrypted nor authenticated")
+    return listening
+
+
 def _say(as_json: bool, text: str, **fields: object) -> None:
-    print(json.dumps(fields) if as_json else text, flush=True)
+    """Tell on stdout; a device is not given up because nobody reads that any more."""
+    try:
+        print(json.dumps(fields) if as_json else text, flush=True)
+    except OSError:
+        # What is left in its buffer must not be tried again at the end of the process.
+        with open(os.devnull, "wb") as nobody:
+            os.dup2(nobody.fileno(), sys.stdout.fileno())
 
 
 def _run(
@@ -90,15 +152,14 @@ def _run(
 ) -> None:
     """The device works here until its time is over, or somebody ends it."""
     for note in received.notes:
-        print(f"precopy: {note}", file=sys.stderr)
+        warn(note)
     _say(
         as_json,
         f"{received.source} runs here ({received.device_bytes} bytes of state)",
         running=received.source,
         device_bytes=received.device_bytes,
     )
-    with suppress(KeyboardInterrupt):
-        stop.wait(run_for)
+    stop.wait(run_for)
     if received.guest is not None:
         _end_guest(received.guest, settle, as_json)
 

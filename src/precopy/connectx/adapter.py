@@ -134,8 +134,8 @@ class Adapter:
         """Reset VF ``vf_index`` (from 0)."""
         self.vfs[vf_index].vhca.reset()
 
-    def pci_functions(self) -> list[ConnectxFunction]:
-        """PF and VFs as they stand on a bus, the PF first. VFs show up as the PF's SR-IOV says.
+    def pci_functions(self) -> tuple[PhysicalFunction, list[ConnectxFunction]]:
+        """PF and VFs as they stand on a bus. VFs show up as the PF's SR-IOV says.
 
         Their MSI-X tables take the interrupts that no handler of a port was set for.
         """
@@ -144,7 +144,7 @@ class Adapter:
             for index in range(self.config.num_vfs)
         ]
         pf = PhysicalFunction(self.config, self.firmware, self._functions[0], made)
-        return [pf, *made]
+        return pf, made
 
     def require_alive(self) -> None:
         if self._closed.is_set():

@@ -32,6 +32,11 @@ class AdapterConfig:
     page_track_ranges: int = 8
     #: Seconds that a driver waits for a command, as the initialization segment tells it.
     command_timeout: int = 60
+    #: New pages (never sent before) from which on there is new initial state, not merely change.
+    reinit_pages: int = 256
+    #: Number of the first saving session after a reset; 0: drawn at random, as it should be where
+    #: images of several cards might meet.
+    first_session: int = 0
     #: Power on without bulk state, but with room for it: a card that waits to be loaded.
     blank: bool = False
 

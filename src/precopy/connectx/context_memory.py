@@ -105,7 +105,8 @@ class ContextMemory:
         # Reserved, not committed: a page costs memory once it is written.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map = mmap.mmap(-1, max(size, PAGE_SIZE), flags=flags)
-        self._map.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel without huge pages, User-Mode Linux among them
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._map)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         #: The same bytes as rows of pages.

@@ -6,9 +6,11 @@ A full image opens a session, incremental ones follow it, the last carries FINAL
 little-endian. An image is checked whole, by :func:`parse`, before any of it is believed.
 """
 
+import bisect
 import enum
+import itertools
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -115,37 +117,37 @@ def _pieces(parts: Iterable[memoryview], size: int) -> list[memoryview]:
 
 
 class Scattered:
-    """Memory in several pieces, seen as one. Where a range lies in one piece it is not copied."""
+    """Memory in several pieces, seen as one. A range that lies in one piece is not copied."""
 
     def __init__(self, parts: list[memoryview], size: int) -> None:
         self._parts = _pieces(parts, size)
-        self.size = sum(map(len, self._parts))
+        self._starts = [0, *itertools.accumulate(map(len, self._parts))]
+        self.size = self._starts.pop()
+
+    def _ranges(self, offset: int, length: int) -> Iterator[memoryview]:
+        """The pieces of ``length`` bytes at ``offset``, as far as there are so many."""
+        index = bisect.bisect_right(self._starts, offset) - 1
+        while length > 0 and index < len(self._parts):
+            into = offset - self._starts[index]
+            piece = self._parts[index][into : into + length]
+            yield piece
+            offset, length, index = offset + len(piece), length - len(piece), index + 1
 
     def put(self, offset: int, data: memoryview | bytes) -> None:
         source = memoryview(data).cast("B")
-        for part in self._parts:
-            if offset < len(part) and source:
-                count = min(len(source), len(part) - offset)
-                part[offset : offset + count] = source[:count]
-                source, offset = source[count:], offset + count
-            offset -= len(part)
+        for piece in self._ranges(offset, len(source)):
+            piece[:] = source[: len(piece)]
+            source = source[len(piece) :]
 
     def view(self, offset: int, length: int) -> memoryview:
         """``length`` bytes at ``offset``: the memory itself if in one piece, else a copy of it."""
-        if len(self._parts) == 1:
-            return self._parts[0][offset : offset + length]
-        found = bytearray()
-        for part in self._parts:
-            if 0 <= offset < len(part) and length > len(found):
-                piece = part[offset : offset + length - len(found)]
-                found += piece
-                offset += len(piece)
-            offset -= len(part)
-        return memoryview(found)
+        pieces = list(self._ranges(offset, length))
+        return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
 
     def in_place(self, offset: int, length: int) -> memoryview | None:
         """The memory itself, or None where it is in several pieces."""
-        return self._parts[0][offset : offset + length] if len(self._parts) == 1 else None
+        piece = next(self._ranges(offset, length), None)
+        return piece if piece is not None and len(piece) == length else None
 
 
 def finish(target: Scattered, header: ImageHeader) -> None:

@@ -18,10 +18,8 @@ class KeyFault(Exception):
 
 def resolve(vhca: Vhca, key: int, address: int, length: int, access: str) -> list[memoryview]:
     """The memory that ``length`` bytes at ``address`` of ``key`` stand for; see :func:`translate`."""
-    return [
-        vhca.dma.view(*run)
-        for run in translate(vhca, key, address, length, access, pd=ANY, qpn=ANY)
-    ]
+    runs = translate(vhca, key, address, length, access, pd=ANY, qpn=ANY)
+    return [view for run in runs for view in vhca.dma.views(*run)]
 
 
 def translate(
@@ -54,7 +52,7 @@ def translate(
         else:
             runs = _translate(vhca, mkey, offset, length)
         for run in runs:
-            vhca.dma.view(*run)
+            vhca.dma.check(*run)
     except OSError as error:
         raise KeyFault(f"key {key:#x}: {error.strerror}") from error
     return runs

@@ -18,9 +18,6 @@ from precopy.mlx5_abi.status import Status
 #: Without more than this the buffer of one save need not hold (chunk mode).
 CHUNK_BYTES = 8 << 20
 
-#: New pages (never sent before) from which on there is new initial state, not merely change: 1 MiB.
-REINIT_PAGES = 256
-
 #: required_umem_size has 32 bits.
 _MAX_REQUIRED = (1 << 32) - PAGE_SIZE
 
@@ -39,6 +36,7 @@ class Migration:
     def __init__(self, vhca: Vhca) -> None:
         self._vhca = vhca
         self._generation = vhca.generation
+        self._sessions = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -51,9 +49,15 @@ class Migration:
         self._expected = 0
         self._complete = True
 
+    def _new_session(self) -> int:
+        first = self._vhca.config.first_session
+        self._sessions += 1
+        return first + self._sessions if first else secrets.randbits(64) | 1
+
     def _sync(self) -> None:
         """A reset ends every session."""
         if self._generation != self._vhca.generation:
+            self._sessions = 0
             self._generation = self._vhca.generation
             self._forget()
 
@@ -113,7 +117,7 @@ class Migration:
             return VhcaMigrationState.IDLE
         dirty = self._vhca.memory.dirty_pages()
         new = len(dirty) - int(np.count_nonzero(self._sent[dirty]))
-        if new >= REINIT_PAGES and not self._vhca.responder_suspended:
+        if new >= self._vhca.config.reinit_pages and not self._vhca.responder_suspended:
             return VhcaMigrationState.INIT
         return VhcaMigrationState.DIRTY if len(dirty) else VhcaMigrationState.READY
 
@@ -142,7 +146,7 @@ class Migration:
                 raise Refused(Status.BAD_PARAM, 0x5B23, "the buffer is too small for what remains")
             if not incremental:
                 self._sent = np.zeros(len(vhca.memory.pages), dtype=np.bool_)
-                self._session = secrets.randbits(64) | 1
+                self._session = self._new_session()
                 self._sequence = 0
                 vhca.memory.mark_all_dirty()
             pages = vhca.memory.dirty_pages()[:fit]

@@ -76,6 +76,8 @@ CARD: dict[str, Option] = {
     "fw": Option(version, "28.43.1014", "firmware version"),
     "serial": Option(str, "MT2243X00001", "serial number"),
     "seed": Option(number, "1", "of messages and bulk state"),
+    "reinit_pages": Option(number, "256", "pages never sent before that make new initial state"),
+    "first_session": Option(number, "0", "number of the first saving session (0: at random)"),
 }
 
 
@@ -120,6 +122,8 @@ def config(values: Mapping[str, object], **more: int | bool) -> AdapterConfig:
         migration_state=bool(values["migration_state"]),
         image_version=whole("image_version"),
         page_track=bool(values["page_track"]),
+        reinit_pages=whole("reinit_pages"),
+        first_session=whole("first_session"),
         **more,  # type: ignore[arg-type]
     )
 

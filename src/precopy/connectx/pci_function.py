@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from precopy.connectx.command_queue import LOG_ENTRIES, LOG_STRIDE, CommandQueue
 from precopy.connectx.config import AdapterConfig
+from precopy.connectx.controls import Controls
 from precopy.connectx.firmware import Firmware, Function
 from precopy.connectx.slots import FIRST_NUMBER, UAR_SLOTS
 from precopy.mlx5_abi import wqe
@@ -157,6 +158,7 @@ class PhysicalFunction(ConnectxFunction):
     ) -> None:
         super().__init__(config, firmware, function)
         self._vfs = vfs
+        self.controls = Controls(self.config, firmware.faults)
         self._sriov = capabilities.sriov(
             self.config,
             total=len(vfs),

@@ -101,9 +101,10 @@ FLAGS_BYTE: dict[str, int] = {
     "qp": QpSlot.flags.first,
 }
 
-#: The number that the first object of a table gets (QPs 0 and 1 are special ones; a UAR is a page of
-#: BAR 0, of which the first sixteen are for other things).
-FIRST_NUMBER: dict[str, int] = {"pd": 1, "uar": 16, "mkey": 1, "eq": 1, "cq": 1, "qp": 2}
+#: The number that the first object of a table gets (QPs 0 and 1 are special ones; key 0x100, which
+#: is memory key 1, ends a scatter list; a UAR is a page of BAR 0, of which the first sixteen are for
+#: other things).
+FIRST_NUMBER: dict[str, int] = {"pd": 1, "uar": 16, "mkey": 2, "eq": 1, "cq": 1, "qp": 2}
 
 PAGE_ADDRESS = struct.Struct(">Q")
 

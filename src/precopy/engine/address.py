@@ -1,10 +1,13 @@
 """Where a target listens: ``tcp://host:port`` or ``unix:/path``, connected to and listened on."""
 
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
-import struct
+import stat
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -42,12 +45,14 @@ class Address:
 
 def parse(text: str) -> Address:
     """AddressError where ``text`` is neither ``tcp://host[:port]`` nor ``unix:/path``."""
-    if text.startswith("unix:") and len(text) > 5:
-        return Address(path=text[5:].removeprefix("//"))
+    path = text.removeprefix("unix:").removeprefix("//")
+    if text.startswith("unix:") and path:
+        return Address(path=path)
     if text.startswith("tcp://"):
         try:
             parts = urlsplit(text)
-            if parts.hostname and not parts.path and not parts.username:
+            more = parts.path or parts.query or parts.fragment or "@" in parts.netloc
+            if parts.hostname and not more:
                 port = DEFAULT_PORT if parts.port is None else parts.port
                 return Address(parts.hostname, port)
         except ValueError:
@@ -59,27 +64,73 @@ def is_address(text: str) -> bool:
     return text.startswith(("tcp://", "unix:"))
 
 
-def _tune(connected: socket.socket, silence: float) -> None:
-    """A peer that takes nothing for ``silence`` seconds ends a blocked send."""
-    seconds = struct.pack("ll", int(silence), int(silence % 1 * 1e6))
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-    if connected.family != socket.AF_UNIX:
+def _told(address: Address, error: OSError | ValueError) -> OSError:
+    """``error`` with the address in its text."""
+    if not isinstance(error, OSError):
+        # A name that can't be written in the way that DNS needs.
+        return OSError(errno.EINVAL, f"{address}: this can't be an address")
+    # Python tells the address, too, in its own way.
+    reason = (error.strerror or str(error)).partition(" (while attempting")[0]
+    return OSError(error.errno or 0, f"{address}: {reason}")
+
+
+#: Nobody is there, or not yet.
+_ABSENT = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ENOENT,
+        errno.EHOSTUNREACH,
+        errno.EHOSTDOWN,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+
+#: Seconds between two tries: the first pause, by how much each is longer, the longest.
+_FIRST_PAUSE, _GROWTH, _LONGEST_PAUSE = 0.05, 1.5, 2.0
+
+
+def connect(
+    address: Address,
+    silence: float = 30.0,
+    *,
+    wait: float = 0.0,
+    waiting: Callable[[], None] = lambda: None,
+) -> socket.socket:
+    """A connected socket. OSError, with the address in its text, where nobody listens.
+
+    ``silence``: seconds that one try may take. ``wait``: seconds to go on trying where nobody
+    listens yet; ``waiting`` is called before each pause.
+    """
+    until, pause = time.monotonic() + wait, _FIRST_PAUSE
+    while True:
+        try:
+            return _connect(address, silence)
+        except (OSError, ValueError) as error:
+            absent = isinstance(error, TimeoutError) or (
+                isinstance(error, OSError) and error.errno in _ABSENT
+            )
+            left = until - time.monotonic()
+            if not absent or left <= 0:
+                raise _told(address, error) from error
+        waiting()
+        time.sleep(min(pause, left))
+        pause = min(pause * _GROWTH, _LONGEST_PAUSE)
+
+
+def _connect(address: Address, silence: float) -> socket.socket:
+    if not address.path:
+        connected = socket.create_connection((address.host, address.port), timeout=silence)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def connect(address: Address, silence: float = 30.0) -> socket.socket:
-    """A connected socket. OSError, with the address in its text, where nobody listens."""
-    try:
-        if address.path:
-            connected = socket.socket(socket.AF_UNIX)
+    else:
+        connected = socket.socket(socket.AF_UNIX)
+        try:
             connected.settimeout(silence)
             connected.connect(address.path)
-        else:
-            connected = socket.create_connection((address.host, address.port), timeout=silence)
-    except OSError as error:
-        raise OSError(error.errno or 0, f"{address}: {error.strerror or error}") from error
+        except BaseException:
+            connected.close()
+            raise
     connected.settimeout(None)
-    _tune(connected, silence)
     return connected
 
 
@@ -97,32 +148,67 @@ class Listening:
         self._path = address.path
         try:
             if address.path:
-                self._socket = socket.socket(socket.AF_UNIX)
-                before = os.umask(0o177)
-                try:
-                    self._socket.bind(address.path)
-                finally:
-                    os.umask(before)
-                self._socket.listen()
+                self._socket = _listen_unix(address.path)
             else:
                 family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
                 self._socket = socket.create_server((address.host, address.port), family=family)
                 address = Address(address.host, self._socket.getsockname()[1])
-        except OSError as error:
-            raise OSError(error.errno or 0, f"{address}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            raise _told(address, error) from error
         self.address = address
 
-    def accept(self, silence: float = 30.0) -> socket.socket:
-        """The next connection, waited for as long as it takes."""
+    def accept(self, timeout: float | None = None) -> socket.socket:
+        """The next connection. TimeoutError if none has come after ``timeout`` seconds."""
+        self._socket.settimeout(timeout)
         connected, _ = self._socket.accept()
-        _tune(connected, silence)
+        connected.settimeout(None)
+        if not self._path:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connected
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def close(self) -> None:
-        self._socket.close()
-        if self._path:
+        """Listen no more; a second call does nothing."""
+        if self._socket.fileno() >= 0 and self._path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
+        self._socket.close()
+
+
+def _listen_unix(path: str) -> socket.socket:
+    """A socket at ``path`` with mode 0600, also where one is left of a process that is gone."""
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        before = os.umask(0o177)
+        try:
+            try:
+                listening.bind(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not _is_left_over(path):
+                    raise
+                os.unlink(path)
+                listening.bind(path)
+        finally:
+            os.umask(before)
+        listening.listen()
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _is_left_over(path: str) -> bool:
+    """Whether ``path`` is a socket on which nobody listens."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.settimeout(1.0)
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass
+    return False

@@ -7,8 +7,10 @@ stream up to and with this frame, so that one pass over the bytes guards frame a
 """
 
 import contextlib
+import math
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -26,6 +28,9 @@ MAX_DATA = 1 << 20
 DATA = 1
 CONTROL = 2
 
+#: Whoever waits for a peer looks so often, in seconds, whether he is to stop.
+_SLICE = 0.1
+
 
 class ChannelError(Exception):
     """What was wrong on the wire; the text says where, counted in bytes received."""
@@ -35,10 +40,14 @@ class Closed(ChannelError):
     """The peer closed the connection."""
 
 
+class Interrupted(ChannelError):
+    """``cancel`` was set while the peer stood still."""
+
+
 class Wire(Protocol):
     """What the channel needs of a socket; a TLS socket has it too."""
 
-    def sendall(self, data: bytes | memoryview, /) -> None: ...
+    def send(self, data: bytes | memoryview, /) -> int: ...
 
     def recv_into(self, buffer: memoryview, nbytes: int = 0, /) -> int: ...
 
@@ -49,24 +58,15 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
-def _gatherer(wire: Wire) -> Callable[[list[bytes | memoryview]], int]:
-    """Sends a header and some or all of what follows it; the bytes sent, at least the header's."""
+def _gatherer(wire: Wire) -> Callable[[list[memoryview]], int]:
+    """Sends some or all of what is given; the bytes sent. A wire that takes nothing raises in a slice."""
     if type(wire) is socket.socket:
-        plain = wire
-
-        def gather(parts: list[bytes | memoryview]) -> int:
-            sent = plain.sendmsg(parts)
-            if sent < len(parts[0]):
-                plain.sendall(parts[0][sent:])
-            return max(sent, len(parts[0]))
-
-        return gather
-
-    def one_by_one(parts: list[bytes | memoryview]) -> int:
-        wire.sendall(parts[0])
-        return len(parts[0])
-
-    return one_by_one
+        # The kernel's own limit, since a Python one makes every send cost a poll.
+        limit = struct.pack("ll", 0, int(_SLICE * 1e6))
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        return wire.sendmsg
+    wire.settimeout(_SLICE)
+    return lambda parts: wire.send(parts[0])
 
 
 class Channel:
@@ -79,32 +79,68 @@ class Channel:
         self._buffer = memoryview(bytearray(MAX_DATA))
         self._sent = xxhash.xxh3_64()
         self._received = xxhash.xxh3_64()
+        self._read_limit = self._write_limit = math.inf
+        #: A frame that did not leave whole: what would follow it means nothing.
+        self._broken = False
+        #: Set it to end, by Interrupted, whatever waits for the peer (a read: only with a limit).
+        self.cancel = threading.Event()
         #: Bytes sent and received, frames and all.
         self.bytes_sent = 0
         self.bytes_received = 0
 
-    def timeout(self, seconds: float | None) -> None:
-        """How long one read or write may stand still before ChannelError."""
-        self._wire.settimeout(seconds)
+    def limit_reads(self, seconds: float) -> None:
+        """How long a read may stand still before ChannelError; at first for ever."""
+        self._read_limit = seconds
+        self._wire.settimeout(min(seconds, _SLICE))
+
+    def limit_writes(self, seconds: float) -> None:
+        """How long a write may stand still before ChannelError; at first for ever."""
+        self._write_limit = seconds
+
+    @staticmethod
+    def _broke(where: str, error: OSError | ValueError) -> Closed:
+        reason = error.strerror if isinstance(error, OSError) else None
+        return Closed(f"the connection broke {where}: {reason or error}")
 
     # --- Sending ------------------------------------------------------------------------------
 
     def _send(self, kind: int, payload: bytes | memoryview, checksum: int) -> None:
         header = _HEADER.pack(MAGIC, kind, 0, len(payload), checksum)
+        # Together: a header alone would wake the peer for nothing.
+        if len(payload) <= 4096:
+            parts = [memoryview(header + payload)]
+        else:
+            parts = [memoryview(header), memoryview(payload)]
+        if self._broken:
+            raise Closed(f"the connection broke after byte {self.bytes_sent} sent")
         try:
-            if len(payload) <= 4096:
-                self._wire.sendall(header + payload)
-            else:
-                # Together: a header alone would wake the peer for nothing.
-                done = self._gather([header, payload]) - len(header)
-                self._wire.sendall(memoryview(payload)[done:])
-        except TimeoutError:
-            raise ChannelError(f"the peer takes nothing after byte {self.bytes_sent}") from None
-        except (OSError, ValueError) as error:
-            raise Closed(
-                f"the connection broke after byte {self.bytes_sent} sent: {error}"
-            ) from None
+            self._push(parts)
+        except BaseException:
+            self._broken = True
+            raise
         self.bytes_sent += len(header) + len(payload)
+
+    def _push(self, parts: list[memoryview]) -> None:
+        stood = 0
+        while parts:
+            try:
+                sent = self._gather(parts)
+            except (TimeoutError, BlockingIOError):
+                stood += 1
+                if self.cancel.is_set():
+                    raise Interrupted("interrupted") from None
+                if stood * _SLICE >= self._write_limit:
+                    raise ChannelError(
+                        f"the peer takes nothing after byte {self.bytes_sent}"
+                    ) from None
+                continue
+            except (OSError, ValueError) as error:
+                raise self._broke(f"after byte {self.bytes_sent} sent", error) from None
+            stood = 0
+            while parts and sent >= len(parts[0]):
+                sent -= len(parts.pop(0))
+            if sent:
+                parts[0] = parts[0][sent:]
 
     def send_data(self, data: memoryview) -> None:
         """A piece of the stream, at most MAX_DATA bytes."""
@@ -124,25 +160,25 @@ class Channel:
     # --- Receiving ----------------------------------------------------------------------------
 
     def _fill(self, view: memoryview) -> None:
-        got = 0
+        got = stood = 0
         while got < len(view):
+            at = self.bytes_received + got
             try:
                 count = self._wire.recv_into(view[got:])
-            except TimeoutError:
-                at = self.bytes_received + got
-                raise ChannelError(f"the peer said nothing for too long (byte {at})") from None
+            except (TimeoutError, BlockingIOError):
+                stood += 1
+                if self.cancel.is_set():
+                    raise Interrupted("interrupted") from None
+                if stood * _SLICE >= self._read_limit:
+                    raise ChannelError(f"the peer said nothing for too long (byte {at})") from None
+                continue
             except (OSError, ValueError) as error:
-                at = self.bytes_received + got
-                raise Closed(f"the connection broke at byte {at}: {error}") from None
+                raise self._broke(f"at byte {at}", error) from None
             if not count:
-                at = self.bytes_received + got
-                inside = "in the middle of a frame" if got or view is not self._head else ""
-                raise Closed(
-                    f"the peer closed the connection {inside}(byte {at})".replace(
-                        "frame(", "frame ("
-                    )
-                )
+                inside = "in the middle of a frame " if got or view is not self._head else ""
+                raise Closed(f"the peer closed the connection {inside}(byte {at})")
             got += count
+            stood = 0
         self.bytes_received += got
 
     def receive(self) -> tuple[int, memoryview]:
@@ -156,6 +192,8 @@ class Channel:
             )
         if length > (MAX_DATA if kind == DATA else MAX_CONTROL):
             raise ChannelError(f"frame at byte {start} claims {length} bytes: too long")
+        if not length:
+            raise ChannelError(f"frame at byte {start} is empty")
         payload = self._buffer[:length]
         self._fill(payload)
         if kind == DATA:

@@ -1,13 +1,23 @@
 """What the target says, heard while the source sends."""
 
-import contextlib
 import queue
 import threading
+import time
 
 from precopy.engine import messages
-from precopy.engine.channel import CONTROL, Channel, ChannelError
+from precopy.engine.channel import CONTROL, Channel, ChannelError, Closed, Interrupted
 from precopy.engine.messages import Message
 from precopy.engine.outcome import Failed
+
+#: After one of these the target says no more.
+_LAST_WORDS = ("running", "stuck", "failed", "refuse")
+
+#: Whoever waits for a word looks so often, in seconds, whether he is to stop.
+_SLICE = 0.1
+
+
+class TargetFailed(Failed):
+    """The target says that it failed: nothing ran there, and nothing will. The text is its reason."""
 
 
 class Listener:
@@ -15,7 +25,7 @@ class Listener:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._said: queue.Queue[tuple[str, Message] | ChannelError] = queue.Queue()
+        self._said: queue.SimpleQueue[tuple[str, Message] | ChannelError] = queue.SimpleQueue()
         #: Bytes a second at which the target loads; 0 until it has told.
         self.load_rate = 0.0
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
@@ -32,39 +42,61 @@ class Listener:
                         self.load_rate = fields["bytes"] / fields["seconds"]
                     continue
                 self._said.put((kind, fields))
-                if kind in ("running", "failed", "refuse"):
-                    return
+                if kind in _LAST_WORDS:
+                    raise Closed("the target had said its last word")
         except ChannelError as error:
             self._said.put(error)
 
-    def wait(self, kind: str, timeout: float) -> Message:
-        """The next message, which has to be ``kind``. Failed, or ChannelError, otherwise."""
+    def _next(self, timeout: float) -> tuple[str, Message] | None:
+        """The next message; None if none came in time. ChannelError when there will be no other."""
         try:
-            said = self._said.get(timeout=timeout)
+            said = self._said.get(timeout=max(timeout, 0.0))
         except queue.Empty:
-            raise ChannelError(f"the target did not say {kind} within {timeout:g} s") from None
+            return None
         if isinstance(said, ChannelError):
+            self._said.put(said)  # for whoever asks next
             raise said
-        if said[0] == "failed":
-            raise Failed(f"the target failed: {said[1]['reason']}")
-        if said[0] != kind:
-            raise ChannelError(f"the target said {said[0]} instead of {kind}")
-        return said[1]
+        return said
 
-    def objection(self) -> str | None:
-        """Why the target has given up, if it has."""
+    def wait(
+        self, *kinds: str, timeout: float, cancel: threading.Event | None = None
+    ) -> tuple[str, Message]:
+        """The next message, which has to be one of ``kinds``.
+
+        TargetFailed with the target's reason; Interrupted once ``cancel`` is set; ChannelError.
+        """
+        until = time.monotonic() + timeout
+        said = None
+        while said is None:
+            if cancel is not None and cancel.is_set():
+                raise Interrupted("interrupted")
+            left = until - time.monotonic()
+            said = self._next(min(left, _SLICE))
+            if said is None and left <= 0:
+                raise ChannelError(f"the target did not say {' or '.join(kinds)} in {timeout:g} s")
+        kind, fields = said
+        if kind == "failed":
+            raise TargetFailed(f"the target failed: {fields['reason']}")
+        if kind not in kinds:
+            raise ChannelError(f"the target said {kind} instead of {' or '.join(kinds)}")
+        return kind, fields
+
+    def objection(self, timeout: float) -> str | None:
+        """Why the target has given up, if it says so in time and before the connection's end."""
+        until = time.monotonic() + timeout
         try:
-            said = self._said.get(timeout=1.0)
-        except queue.Empty:
-            return None
-        if isinstance(said, ChannelError):
-            return None
-        return str(said[1].get("reason", "")) or None
+            while said := self._next(until - time.monotonic()):
+                if said[0] == "failed":
+                    return str(said[1]["reason"])
+        except ChannelError:
+            pass
+        return None
 
     def check(self) -> None:
-        """Raise what the target has said unasked."""
-        with contextlib.suppress(queue.Empty):
-            said = self._said.get_nowait()
-            if isinstance(said, ChannelError):
-                raise said
-            raise Failed(f"the target failed: {said[1].get('reason', said[0])}")
+        """Raise what the target has said unasked: TargetFailed or ChannelError."""
+        said = self._next(0.0)
+        if said is not None:
+            kind, fields = said
+            if kind == "failed":
+                raise TargetFailed(f"the target failed: {fields['reason']}")
+            raise ChannelError(f"the target said {kind} out of turn")

@@ -4,13 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 from precopy.engine.messages import Message
-from precopy.pci.memory import RegionSpec
+from precopy.engine.outcome import reason_of
+from precopy.engine.report import human
+from precopy.pci.memory import PAGE_SIZE, RegionSpec
 from precopy.vfio.device import VfioDevice
 from precopy.vfio.guest import Opened
 from precopy.vfio.states import DeviceState, MigrationFlags
 
 #: Most guest memory that a target takes, in bytes, unless told otherwise.
 MAX_MEMORY = 1 << 40
+
+#: Most regions of it: each costs a mapping.
+MAX_REGIONS = 256
 
 
 def describe(opened: Opened, precopy: bool) -> dict[str, Any]:
@@ -64,9 +69,11 @@ def _needs(device: VfioDevice, wanted: Message) -> str | None:
 
 
 def _flags(device: VfioDevice, wanted: Message) -> str | None:
-    if not device.migration_flags & MigrationFlags.STOP_COPY:
-        return "this device can't be migrated"
-    return None
+    try:
+        flags = device.migration_flags
+    except OSError as error:
+        return reason_of(error)
+    return None if flags & MigrationFlags.STOP_COPY else "this device can't be migrated"
 
 
 def _state(device: VfioDevice, wanted: Message) -> str | None:
@@ -84,19 +91,42 @@ _CHECKS: tuple[Callable[[VfioDevice, Message], str | None], ...] = (
 )
 
 
+def _memory(specs: list[RegionSpec], limit: int) -> str | None:
+    """Why a guest with this memory is not taken: looked at before any of it is mapped."""
+    if not specs:
+        return "the guest has no memory"
+    if len(specs) > MAX_REGIONS:
+        return f"the guest's memory has {len(specs)} regions, more than {MAX_REGIONS}"
+    end = 0
+    for spec in sorted(specs):
+        where = f"the guest's memory at {spec.iova:#x}, {spec.length:#x} bytes,"
+        if not spec.length or spec.iova % PAGE_SIZE or spec.length % PAGE_SIZE:
+            return f"{where} is not made of whole pages"
+        if spec.iova < end:
+            return f"{where} overlaps another region"
+        end = spec.iova + spec.length
+        if end > 1 << 64:
+            return f"{where} goes beyond the end of 64 bits"
+    size = sum(spec.length for spec in specs)
+    if size > limit:
+        return (
+            f"the guest's memory of {human(size)} is more than the limit here, {human(limit)}"
+            " (receive --max-memory)"
+        )
+    return None
+
+
 def why_not(opened: Opened, wanted: Message, max_memory: int = MAX_MEMORY) -> str | None:
     """The first reason for which ``opened`` can't take what ``wanted`` describes, or None."""
     for check in _CHECKS:
         reason = check(opened.device, wanted)
         if reason is not None:
             return reason
-    if wanted["guest"]:
-        if opened.adopt_guest is None:
-            return "the source has a guest, which this device can't take over"
-        size = sum(length for _, length in wanted["memory"])
-        if size > max_memory:
-            return f"the guest's memory of {size} bytes is more than the limit of {max_memory}"
-    return None
+    if not wanted["guest"]:
+        return "the manifest has memory without a guest" if wanted["memory"] else None
+    if opened.adopt_guest is None:
+        return "the source has a guest, which this device can't take over"
+    return _memory(regions(wanted), max_memory)
 
 
 def regions(wanted: Message) -> list[RegionSpec]:

@@ -1,7 +1,8 @@
 """The messages of the channel, each a JSON object with a schema; nothing in them is believed.
 
 What a message may hold is in one table. A peer's message with a field missing, unknown, of another
-type or out of range raises ChannelError.
+type or out of range raises ChannelError. Texts end up on terminals: signs that are not printable
+come out as ``?``.
 """
 
 import json
@@ -15,6 +16,8 @@ VERSIONS = (1,)
 
 _MAX_TEXT = 4096
 _MAX_ITEMS = 4096
+#: What is sent as a reason is cut to this.
+_MAX_REASON = 1000
 
 Check = Callable[[Any], bool]
 
@@ -46,7 +49,12 @@ def _region(value: Any) -> bool:
 
 
 def _details(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) <= 64 and all(map(_text, value.values()))
+    return (
+        isinstance(value, dict)
+        and len(value) <= 64
+        and all(map(_text, value))
+        and all(map(_text, value.values()))
+    )
 
 
 #: Every message: its fields and what each may be.
@@ -82,11 +90,29 @@ SCHEMAS: dict[str, dict[str, Check]] = {
     "ready": {"load": _seconds, "memory": _seconds, "validate": _seconds},
     "run": {},
     "running": {"resume": _seconds},
+    # The target took the right to run, and its device left STOP, but can't run.
+    "stuck": {"reason": _text},
     "abort": {"reason": _text},
+    # Nothing ran at the target, and nothing will.
     "failed": {"reason": _text},
 }
 
 Message = Mapping[str, Any]
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, without what a terminal would take for orders."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isprintable() else printable(value)
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {_clean(name): _clean(item) for name, item in value.items()}
+    return value
 
 
 def encode(kind: str, **fields: Any) -> bytes:
@@ -112,28 +138,35 @@ def decode(payload: bytes | memoryview) -> tuple[str, Message]:
     for name, check in schema.items():
         if not check(found[name]):
             raise ChannelError(f"message {kind}: field {name!r} has no valid value")
-    return kind, found
+    return kind, {name: _clean(value) for name, value in found.items()}
 
 
 def send(channel: Channel, kind: str, **fields: Any) -> None:
     channel.send_control(encode(kind, **fields))
 
 
+def send_reason(channel: Channel, kind: str, reason: str) -> None:
+    """A message that says why: at most as long as a peer takes."""
+    send(channel, kind, reason=printable(reason)[:_MAX_REASON])
+
+
 def expect(channel: Channel, *kinds: str) -> tuple[str, Message]:
-    """The next message, which has to be one of ``kinds``. ChannelError for any other frame."""
+    """The next message, which has to be one of ``kinds`` (the usual one first). ChannelError."""
     frame, payload = channel.receive()
     if frame != CONTROL:
-        raise ChannelError(f"data where {' or '.join(kinds)} should come")
+        raise ChannelError(f"data where {kinds[0]} should come")
     kind, fields = decode(payload)
     if kind not in kinds:
-        raise ChannelError(f"{kind} where {' or '.join(kinds)} should come")
+        raise ChannelError(f"{kind} where {kinds[0]} should come")
     return kind, fields
 
 
-def hello(channel: Channel, program: str) -> int:
-    """Exchange hellos; the version to speak. ChannelError where there is none in common."""
+def greet(channel: Channel, program: str) -> None:
     send(channel, "hello", program=program, versions=list(VERSIONS))
-    _, theirs = expect(channel, "hello")
+
+
+def agree(theirs: Message) -> int:
+    """The version to speak with who said hello so. ChannelError where there is none in common."""
     common = set(VERSIONS) & set(theirs["versions"])
     if not common:
         raise ChannelError(

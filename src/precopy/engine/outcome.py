@@ -2,6 +2,8 @@
 
 import enum
 
+from precopy.engine.channel import ChannelError
+
 
 class ExitStatus(enum.IntEnum):
     """What ``precopy migrate`` and ``precopy receive`` exit with."""
@@ -11,14 +13,15 @@ class ExitStatus(enum.IntEnum):
     USAGE = 2
     #: The target refused before anything had changed.
     REFUSED = 3
-    #: It failed; the device runs at the source.
+    #: It failed; the device runs at the source, and nothing at the target.
     FAILED = 4
     #: The right to run was given away, and no answer came: look at the target.
     IN_DOUBT = 5
-    #: It went through, but the guest counted messages lost, doubled, reordered or damaged.
+    #: It went through, but the guest counted faults, or was gone before it could be asked.
     GUEST_FAULTS = 6
-    #: It failed, and the device stands stopped at the source.
+    #: It failed, and the device stands stopped: at the source; for ``receive``, here.
     STOPPED = 7
+    #: By SIGINT, SIGTERM or SIGHUP; the device runs at the source, and nothing at the target.
     CANCELLED = 130
 
 
@@ -37,6 +40,8 @@ class Failed(MigrationError):
 
 
 class InDoubt(MigrationError):
+    """The only end at which a device may run at the target though the source does not know."""
+
     status = ExitStatus.IN_DOUBT
 
 
@@ -46,3 +51,13 @@ class Stopped(MigrationError):
 
 class Cancelled(MigrationError):
     status = ExitStatus.CANCELLED
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, for a line that people read."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    if isinstance(error, MigrationError | ChannelError | ValueError | RuntimeError) and str(error):
+        return str(error)
+    # Not meant for people: without its kind the text says little.
+    return f"{type(error).__name__}: {error}"

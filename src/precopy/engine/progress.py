@@ -38,6 +38,20 @@ def silent(now: Snapshot) -> None:
     """Tells nobody."""
 
 
+def safely(progress: Progress) -> Progress:
+    """``progress``, until it can't be told any more (a closed pipe, a full disk): no reason to fail."""
+    listener = progress
+
+    def tell(now: Snapshot) -> None:
+        nonlocal listener
+        try:
+            listener(now)
+        except (OSError, ValueError):
+            listener = silent
+
+    return tell
+
+
 class _Paced:
     """Passes on every new phase, and inside a phase a snapshot now and then."""
 
@@ -55,11 +69,13 @@ class _Paced:
 def line(now: Snapshot) -> str:
     if not now.bytes:
         return now.phase
-    return (
-        f"{now.phase}: {human(now.bytes)} sent, {human(now.rate)}/s,"
-        f" initial {human(now.initial_bytes)}, dirty {human(now.dirty_bytes)},"
-        f" predicted downtime {now.predicted_downtime * 1e3:.0f} ms"
-    )
+    told = f"{now.phase}: {human(now.bytes)}, {human(now.rate)}/s"
+    if now.initial_bytes or now.dirty_bytes or now.predicted_downtime:
+        told += (
+            f", initial {human(now.initial_bytes)}, dirty {human(now.dirty_bytes)},"
+            f" predicted downtime {now.predicted_downtime * 1e3:.0f} ms"
+        )
+    return told
 
 
 class Lines:

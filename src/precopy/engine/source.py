@@ -1,7 +1,8 @@
 """The source: reads a device's state ahead while it runs, then hands the device over.
 
 Whatever fails before RUN has been sent leaves the device RUNNING here. From RUN on it is the
-target's; what is then not known is said, and nothing is done here by itself.
+target's, unless the target says that it did not and will not run it; what is not known is said, and
+nothing is done here by itself.
 """
 
 import contextlib
@@ -11,11 +12,19 @@ import time
 from dataclasses import dataclass, field
 
 from precopy.engine import manifest, messages
-from precopy.engine.channel import MAX_DATA, Channel, ChannelError
-from precopy.engine.listener import Listener
-from precopy.engine.outcome import Cancelled, Failed, InDoubt, MigrationError, Refused, Stopped
+from precopy.engine.channel import MAX_DATA, Channel, ChannelError, Closed, Interrupted
+from precopy.engine.listener import Listener, TargetFailed
+from precopy.engine.outcome import (
+    Cancelled,
+    Failed,
+    InDoubt,
+    MigrationError,
+    Refused,
+    Stopped,
+    reason_of,
+)
 from precopy.engine.policy import Decision, Measured, Policy, predicted_downtime
-from precopy.engine.progress import Progress, Snapshot, silent
+from precopy.engine.progress import Progress, Snapshot, safely, silent
 from precopy.engine.report import Image, Report
 from precopy.vfio.device import MigrationFile, PrecopyInfo
 from precopy.vfio.guest import Opened
@@ -42,7 +51,9 @@ class _Source:
         self._device, self._guest = opened.device, opened.guest
         self._count_records = opened.count_records
         self._opened, self._channel = opened, channel
-        self._options, self._progress = options, progress
+        self._options, self._progress = options, safely(progress)
+        channel.cancel = options.cancel
+        channel.limit_writes(options.silence)
         self._buffer = memoryview(bytearray(MAX_DATA))
         self._file: MigrationFile | None = None
         self._listener: Listener | None = None
@@ -59,14 +70,19 @@ class _Source:
     def run(self) -> Report:
         began = time.monotonic()
         try:
-            self._tell("connecting")
-            self._greet()
-            if self.report.precopy:
-                self._read_ahead()
-            self._switch_over()
-        except (MigrationError, ChannelError, OSError) as error:
-            raise self._undo(error) from error
-        self._hand_over()
+            try:
+                self._tell("connecting")
+                self._greet()
+                if self.report.precopy:
+                    self._read_ahead()
+                self._switch_over()
+                self._give_right()
+            except Exception as error:
+                raise self._undo(error) from error
+            self._hand_over()
+        finally:
+            if self._file is not None:
+                self._file.close()
         self.report.total_seconds = time.monotonic() - began
         self.report.bandwidth = self._bandwidth()
         self.report.outcome = "moved; the device runs at the target"
@@ -87,32 +103,38 @@ class _Source:
 
     def _check(self) -> None:
         if self._options.cancel.is_set():
-            raise Cancelled("cancelled")
-        if self._listener is not None:
-            self._listener.check()
+            raise Interrupted("interrupted")
+        self._target().check()
 
     def _bandwidth(self) -> float:
         return self._sent / self._sending if self._sending else 0.0
 
     def _greet(self) -> None:
-        channel, options = self._channel, self._options
-        channel.timeout(options.silence)
-        messages.hello(channel, "precopy source")
+        channel = self._channel
+        self._listener = Listener(channel)
+        messages.greet(channel, "precopy source")
+        messages.agree(self._wait("hello")[1])
         flags = self._device.migration_flags
         if self.report.precopy and not flags & MigrationFlags.PRE_COPY:
             self.report.precopy = False
             self.report.notes.append("the device has no PRE_COPY: moved while stopped")
         began = time.monotonic()
         messages.send(channel, "manifest", **manifest.describe(self._opened, self.report.precopy))
-        kind, said = messages.expect(channel, "accept", "refuse", "failed")
-        if kind != "accept":
+        kind, said = self._wait("accept", "refuse")
+        if kind == "refuse":
             raise Refused(f"the target refuses: {said['reason']}")
         # A round trip now: two of them lie in every downtime.
         self._fixed = 2 * (time.monotonic() - began)
         self.report.target = said["name"]
-        # Reading blocks for as long as it takes; the silence of a target is judged when it owes a word.
-        channel.timeout(None)
-        self._listener = Listener(channel)
+
+    def _wait(self, *kinds: str) -> tuple[str, messages.Message]:
+        """What the target owes now; meanwhile a cancel is heard."""
+        options = self._options
+        return self._target().wait(*kinds, timeout=options.silence, cancel=options.cancel)
+
+    def _target(self) -> Listener:
+        assert self._listener is not None
+        return self._listener
 
     # --- While the device runs ----------------------------------------------------------------
 
@@ -141,7 +163,7 @@ class _Source:
             now = Measured(
                 remaining + self._memory_bytes(),
                 self._bandwidth(),
-                self._listener.load_rate if self._listener else 0.0,
+                self._target().load_rate,
                 self._fixed + answer,
             )
             predicted = predicted_downtime(now)
@@ -249,9 +271,8 @@ class _Source:
         messages.send(self._channel, "end", bytes=before + final, digest=digest)
         self._send_memory()
         messages.send(self._channel, "switch", digest=self._channel.end_sent())
-        assert self._listener is not None
         self._tell("waiting for the target")
-        ready = self._listener.wait("ready", self._options.silence)
+        _, ready = self._wait("ready")
         taken = stage("transfer")
         for name in ("validate", "load"):
             part = min(ready[name] + (ready["memory"] if name == "load" else 0.0), taken)
@@ -280,22 +301,34 @@ class _Source:
 
     # --- The handover -------------------------------------------------------------------------
 
-    def _hand_over(self) -> None:
-        assert self._listener is not None
-        try:
-            self._check()
-        except (MigrationError, ChannelError) as error:
-            raise self._undo(error) from error
+    def _give_right(self) -> None:
+        """Send RUN, the one frame that gives the target the right to run.
+
+        Only a whole frame does: one that could not be sent to its end is void, so that an error
+        here still leaves the device to this side.
+        """
+        self._check()
         self._tell("handover")
-        where = f"look at {self.report.target} at the target before you start anything here"
+        messages.send(self._channel, "run")
+
+    def _hand_over(self) -> None:
+        doubt = None
         try:
-            messages.send(self._channel, "run")
-            said = self._listener.wait("running", self._options.silence)
-        except (ChannelError, Failed) as error:
+            # No cancel any more: the device is the target's.
+            kind, said = self._target().wait("running", "stuck", timeout=self._options.silence)
+            if kind == "stuck":
+                doubt = f"it took the right and can't run: {said['reason']}"
+        except TargetFailed as error:
+            # It gave up before RUN came, or its device never left STOP: the state here is the only one.
+            raise self._undo(error) from error
+        except ChannelError as error:
+            doubt = str(error)
+        if doubt is not None:
             raise InDoubt(
-                f"in doubt: the right to run was given to the target, which did not confirm it ({error});"
-                f" the device stands stopped here and may run there: {where}"
-            ) from error
+                "in doubt: the right to run was given to the target, which did not confirm it"
+                f" ({doubt}); nothing runs here, the device may run there: look at"
+                f" {self.report.target} at the target before you start anything"
+            )
         now = time.monotonic()
         waited = now - self._stamp
         resume = min(float(said["resume"]), waited)
@@ -309,16 +342,20 @@ class _Source:
 
     def _undo(self, error: Exception) -> MigrationError:
         """Let the device run here again; the error that says what happened."""
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        kind: type[MigrationError] = type(error) if isinstance(error, MigrationError) else Failed
-        if isinstance(error, ChannelError) and self._listener is not None:
-            # The target may have said why before it went.
-            objection = self._listener.objection()
+        text = reason_of(error)
+        kind: type[MigrationError] = Failed
+        if isinstance(error, Interrupted):
+            kind, text = Cancelled, "cancelled"
+        elif isinstance(error, MigrationError) and not isinstance(error, TargetFailed):
+            kind = type(error)
+        elif isinstance(error, ChannelError) and self._listener is not None:
+            # The target may have said why before it went; the word may still be on its way.
+            objection = self._listener.objection(1.0 if isinstance(error, Closed) else 0.0)
             if objection:
                 text = f"the target failed: {objection}"
         with contextlib.suppress(ChannelError):
-            self._channel.timeout(1.0)
-            messages.send(self._channel, "abort", reason=text[:1000])
+            self._channel.limit_writes(1.0)
+            messages.send_reason(self._channel, "abort", text)
         if not self._touched:
             return kind(f"{text}; nothing has changed, the device is where it was")
         try:
@@ -326,11 +363,10 @@ class _Source:
             if self._paused and self._guest is not None:
                 self._guest.start()
                 self._paused = False
-        except (OSError, RuntimeError) as second:
-            reason = second.strerror if isinstance(second, OSError) else str(second)
-            state = self._state_name()
+        except Exception as second:
             return Stopped(
-                f"{text}; then the device could not be resumed here: {reason}. It stands in {state}"
+                f"{text}; then the device could not be resumed here: {reason_of(second)}."
+                f" It stands in {self._state_name()}"
             )
         return kind(f"{text}; the device runs at the source")
 

@@ -1,21 +1,38 @@
 """The target: loads a device's state while it arrives, and runs the device once it is told to.
 
 Until RUN has come nothing runs here, and whatever goes wrong leaves the device as it was before:
-reset, RUNNING and unused.
+reset, RUNNING and unused. ``failed`` is said only where that holds; so a source that hears it may
+run its device again, even after RUN.
 """
 
 import contextlib
+import threading
 import time
 from dataclasses import dataclass, field
 
 from precopy.engine import manifest, messages
-from precopy.engine.channel import CONTROL, Channel, ChannelError
+from precopy.engine.channel import CONTROL, Channel, ChannelError, Interrupted
 from precopy.engine.messages import Message
-from precopy.engine.outcome import Failed, MigrationError, Refused
-from precopy.engine.progress import Progress, Snapshot, silent
+from precopy.engine.outcome import (
+    Cancelled,
+    Failed,
+    MigrationError,
+    Refused,
+    Stopped,
+    reason_of,
+)
+from precopy.engine.progress import Progress, Snapshot, safely, silent
 from precopy.vfio.device import MigrationFile
 from precopy.vfio.guest import Guest, Opened
 from precopy.vfio.states import DeviceState
+
+#: The messages of the stream, and what is being sent when each may come.
+_BEFORE = {
+    "final": "PRE_COPY",
+    "end": "final image",
+    "extent": "guest memory",
+    "switch": "guest memory",
+}
 
 #: Bytes of the device's stream after which the source is told how fast they were loaded.
 _TELL_EVERY = 4 << 20
@@ -23,10 +40,14 @@ _TELL_EVERY = 4 << 20
 
 @dataclass(slots=True)
 class TargetOptions:
-    """``silence``: seconds a source may stand still; ``max_memory``: bytes of guest memory taken."""
+    """``silence``: seconds a source may stand still; ``max_memory``: bytes of guest memory taken.
+
+    ``cancel``: set it to give up, as long as the right to run has not come.
+    """
 
     silence: float = 30.0
     max_memory: int = manifest.MAX_MEMORY
+    cancel: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(slots=True)
@@ -44,7 +65,10 @@ class _Target:
         self, opened: Opened, channel: Channel, options: TargetOptions, progress: Progress
     ) -> None:
         self._opened, self._device, self._channel = opened, opened.device, channel
-        self._options, self._progress = options, progress
+        self._options, self._progress = options, safely(progress)
+        channel.cancel = options.cancel
+        channel.limit_reads(options.silence)
+        channel.limit_writes(options.silence)
         self._file: MigrationFile | None = None
         self._guest: Guest | None = None
         self._bytes = 0
@@ -56,15 +80,19 @@ class _Target:
 
     def run(self) -> Received:
         try:
-            self._greet()
-            self._receive()
-            self._validate()
-            self._await_run()
-        except Refused:
-            raise
-        except (MigrationError, ChannelError, OSError, ValueError, RuntimeError) as error:
-            raise self._undo(error) from error
-        return self._take_over()
+            try:
+                self._greet()
+                self._receive()
+                self._validate()
+                self._expect("run")
+            except Refused:
+                raise
+            except Exception as error:
+                raise self._undo(error) from error
+            return self._take_over()
+        finally:
+            if self._file is not None:
+                self._file.close()
 
     def _tell(self, phase: str) -> None:
         rate = self._bytes / self._load if self._load else 0.0
@@ -74,17 +102,17 @@ class _Target:
 
     def _greet(self) -> None:
         channel = self._channel
-        channel.timeout(self._options.silence)
-        messages.hello(channel, "precopy target")
-        _, wanted = messages.expect(channel, "manifest")
+        messages.greet(channel, "precopy target")
+        messages.agree(self._expect("hello"))
+        wanted = self._expect("manifest")
         self._source = wanted["name"]
         reason = manifest.why_not(self._opened, wanted, self._options.max_memory)
+        if reason is None:
+            reason = self._adopt(wanted)
         if reason is not None:
-            messages.send(channel, "refuse", reason=reason)
+            with contextlib.suppress(ChannelError):
+                messages.send_reason(channel, "refuse", reason)
             raise Refused(f"refused {self._source}: {reason}")
-        if wanted["guest"]:
-            assert self._opened.adopt_guest is not None
-            self._guest = self._opened.adopt_guest(manifest.regions(wanted))
         self._tell("RESUMING")
         self._resuming = True
         self._file = self._device.set_state(DeviceState.RESUMING)
@@ -98,13 +126,33 @@ class _Target:
             serial=who.serial,
         )
 
+    def _expect(self, kind: str) -> Message:
+        """The next message, which has to be ``kind``. Failed where the source gives up instead."""
+        said, fields = messages.expect(self._channel, kind, "abort")
+        if said == "abort":
+            raise Failed(f"the source gave up: {fields['reason']}")
+        return fields
+
+    def _adopt(self, wanted: Message) -> str | None:
+        """A guest for the source's memory, where it has one; why there can be none, or None."""
+        if not wanted["guest"]:
+            return None
+        assert self._opened.adopt_guest is not None
+        try:
+            self._guest = self._opened.adopt_guest(manifest.regions(wanted))
+        except (OSError, ValueError, RuntimeError) as error:
+            return f"there is no room for the guest's memory: {reason_of(error)}"
+        return None
+
     # --- The stream ---------------------------------------------------------------------------
 
     def _receive(self) -> None:
         """Everything up to ``switch``; device state is loaded, memory copied, as they come."""
-        device_over = False
+        stage = "PRE_COPY"
         left = at = region = 0
         while True:
+            if self._options.cancel.is_set():
+                raise Interrupted("interrupted")
             frame, payload = self._channel.receive()
             if frame == CONTROL:
                 kind, fields = messages.decode(payload)
@@ -112,24 +160,25 @@ class _Target:
                     raise Failed(f"the source gave up: {fields['reason']}")
                 if left:
                     raise ChannelError(f"{kind} though {left} bytes of guest memory are missing")
-                if kind == "final" and not device_over:
+                if _BEFORE.get(kind) != stage:
+                    raise ChannelError(f"{kind} has no place in the {stage}")
+                if kind == "final":
                     self._final_load = self._load
                     self._tell("final image")
-                elif kind == "end" and not device_over:
+                    stage = "final image"
+                elif kind == "end":
                     self._end(fields)
-                    device_over = True
-                elif kind == "extent" and device_over:
+                    stage = "guest memory"
+                elif kind == "extent":
                     region, at, left = self._extent(fields)
-                elif kind == "switch" and device_over:
+                else:
                     self._compare(fields["digest"], "guest memory")
                     return
-                else:
-                    raise ChannelError(f"{kind} has no place here")
-            elif not device_over:
+            elif stage != "guest memory":
                 self._load_piece(payload)
             else:
                 if len(payload) > left:
-                    raise ChannelError("guest memory beyond its extent")
+                    raise ChannelError(f"{len(payload)} bytes of guest memory, {left} are expected")
                 began = time.monotonic()
                 assert self._guest is not None
                 self._guest.memory.regions[region].view[at : at + len(payload)] = payload
@@ -145,7 +194,9 @@ class _Target:
                 view = view[self._file.write(view) :]
             except OSError as error:
                 where = self._bytes + len(payload) - len(view)
-                raise Failed(f"byte {where} of the state: {error.strerror}") from error
+                raise Failed(
+                    f"the device refuses its state (write at byte {where}): {reason_of(error)}"
+                ) from error
         self._load += time.monotonic() - began
         self._bytes += len(payload)
         if self._bytes - self._told >= _TELL_EVERY:
@@ -185,11 +236,6 @@ class _Target:
         )
         self._tell("ready")
 
-    def _await_run(self) -> None:
-        kind, fields = messages.expect(self._channel, "run", "abort")
-        if kind == "abort":
-            raise Failed(f"the source gave up: {fields['reason']}")
-
     def _take_over(self) -> Received:
         """RUN has come: the device is this side's, whatever happens to the connection."""
         began = time.monotonic()
@@ -198,14 +244,8 @@ class _Target:
             self._device.set_state(DeviceState.RUNNING)
             if self._guest is not None:
                 self._guest.start()
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            with contextlib.suppress(ChannelError):
-                messages.send(self._channel, "failed", reason=f"it can't run here: {reason}")
-            raise Failed(
-                f"the device was handed over and can't run here: {reason}; it stands in"
-                f" {self._device.state.name}, and nothing runs at the source"
-            ) from error
+        except Exception as error:
+            raise self._cannot_run(error) from error
         try:
             messages.send(self._channel, "running", resume=time.monotonic() - began)
         except ChannelError as error:
@@ -215,20 +255,40 @@ class _Target:
 
     # --- When it fails ------------------------------------------------------------------------
 
-    def _undo(self, error: Exception) -> MigrationError:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    def _state(self) -> DeviceState | None:
+        try:
+            return self._device.state
+        except OSError:
+            return None
+
+    def _cannot_run(self, error: Exception) -> MigrationError:
+        """RUN has come, and the device does not run."""
+        state = self._state()
+        reason = f"it can't run here: {reason_of(error)}"
+        if state is DeviceState.STOP:
+            # It has not done anything since it was loaded, so it can still be given back.
+            return self._undo(Failed(reason))
+        reason += f"; it stands in {state.name if state else 'an unknown state'}"
         with contextlib.suppress(ChannelError):
-            messages.send(self._channel, "failed", reason=text[:1000])
-        if self._file is not None:
-            self._file.close()
+            messages.send_reason(self._channel, "stuck", reason)
+        return Stopped(f"the device was handed over and {reason}; nothing runs at the source")
+
+    def _undo(self, error: Exception) -> MigrationError:
+        kind: type[MigrationError] = Failed
+        text = reason_of(error)
+        if isinstance(error, Interrupted):
+            kind, text = Cancelled, "cancelled"
+        with contextlib.suppress(ChannelError):
+            messages.send_reason(self._channel, "failed", text)
         if self._guest is not None:
             self._guest.close()
+            self._opened.guest = None
         if self._resuming:
-            with contextlib.suppress(OSError):
+            try:
                 self._device.reset()
-        if isinstance(error, Failed):
-            return Failed(text)
-        return Failed(f"{text}; nothing runs here")
+            except OSError as second:
+                text += f"; then the device could not be reset: {reason_of(second)}"
+        return kind(f"{text}; nothing runs here")
 
 
 def receive(
@@ -239,7 +299,8 @@ def receive(
 ) -> Received:
     """Take one device, and its guest, into ``opened`` from the source at the other end.
 
-    Raises MigrationError: Refused before anything has changed, Failed otherwise; then nothing runs
-    here, and the device is as after a reset.
+    Raises MigrationError: Refused before anything has changed; Failed or Cancelled later, then nothing
+    runs here, and the device is as after a reset; Stopped where the source has let go of a device
+    that can't run here. The caller closes ``opened``.
     """
     return _Target(opened, channel, options or TargetOptions(), progress).run()

@@ -1,16 +1,14 @@
 """The software ConnectX in a lab kernel: a card on its PCI bus, behind vhost-user sockets."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from precopy.connectx import Adapter, InlineExecutor, options
 from precopy.connectx.options import Option, OptionError, number, within
 from precopy.connectx.pci_function import MAX_VFS
+from precopy.connectx.trace import to as trace_to
 from precopy.frontends.virtio_pcidev import Server
 from precopy.lab.errors import LabError
-
-#: The virtio device id under which User-Mode Linux knows a PCI device (config.fragment).
-_DEVICE_ID = 1234
 
 #: Everything that may stand behind ``mlx5?``.
 PARAMETERS: dict[str, Option] = {
@@ -43,11 +41,17 @@ class Card:
         config = options.config(found, num_vfs=vfs, command_timeout=timeout)
         #: Everything is done while the kernel waits, so in the thread that it waits for.
         self.adapter = Adapter(config, faults=options.faults(found), executor=InlineExecutor())
-        self._server = Server(self.adapter.pci_functions(), directory)
+        self.pf, vf_functions = self.adapter.pci_functions()
+        self._server = Server([self.pf, *vf_functions], directory)
 
     def arguments(self) -> list[str]:
         """What the kernel's command line needs; the order is that of the slots."""
-        return [f"virtio_uml.device={path}:{_DEVICE_ID}" for path in self._server.paths]
+        return list(self._server.kernel_arguments)
+
+    def trace(self, write: Callable[[str], object]) -> None:
+        """Give ``write`` a line for every firmware command, and for every mark set from inside."""
+        self.adapter.firmware.trace = trace_to(write)
+        self.pf.controls.marked = lambda number: write(f"mark {number}")
 
     @property
     def trouble(self) -> list[str]:

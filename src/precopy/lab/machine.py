@@ -57,6 +57,8 @@ class Job:
     writable: Sequence[Path] = ()
     env: Mapping[str, str] | None = None
     cwd: Path | None = None
+    #: More for the kernel's command line.
+    arguments: Sequence[str] = ()
 
 
 def ready(job: Job) -> Path:
@@ -132,7 +134,9 @@ class Machine:
         ]
         command += [str(here), *(str(path.resolve()) for path in job.writable), "--", str(kernel)]
         command += [f"mem={job.memory}", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]
-        command += [f"init={init}", f"uml_dir={here}/", "con=null", "con0=null,fd:1", "quiet"]
+        command += [f"init={init}", f"uml_dir={here}/", "con=null", "con0=null,fd:1"]
+        # Warnings, and what is worse: with "quiet" the console would not tell of a WARN_ON.
+        command += ["loglevel=5", *job.arguments]
         if self.card is not None:
             command += self.card.arguments()
         fds: tuple[int, ...] = ()

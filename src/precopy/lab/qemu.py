@@ -138,7 +138,10 @@ def _apt(cache: Path, work: Path, mirror: str, suites: Sequence[str]) -> list[st
 def _choose(options: list[str], say: Say) -> tuple[str, str]:
     """Suite and version of the QEMU to take."""
     say("reading Debian's package lists")
-    run(["apt-get", *options, "-qq", "update"])
+    try:
+        run(["apt-get", *options, "-qq", "update"])
+    except LabError as error:
+        raise LabError(f"its package lists can't be fetched: {error}") from error
     said = run(["apt-cache", *options, "madison", PACKAGE])
     versions = {
         suite: version

@@ -57,7 +57,8 @@ class DataBuffer:
             self._map = mmap.mmap(-1, pages * PAGE_SIZE, flags=flags)
         except (OSError, ValueError, OverflowError) as error:
             raise refuse(errno.ENOMEM, f"no room for a buffer of {pages} pages: {error}") from error
-        self._map.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel without huge pages, User-Mode Linux among them
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._map)
         self._iova = next(self._iovas)
         commands.port.dma.map(self._iova, self.view)
@@ -110,6 +111,14 @@ class BufferPool:
         finally:
             for buffer in reversed(small):
                 buffer.free()
+
+    def any_waiting(self, direction: Direction) -> DataBuffer | None:
+        """The first waiting buffer, whatever its size, or None."""
+        for buffer in self._waiting:
+            if buffer.direction is direction:
+                self._waiting.remove(buffer)
+                return buffer
+        return None
 
     def new(self, pages: int, direction: Direction) -> DataBuffer:
         """A new buffer, whatever waits."""

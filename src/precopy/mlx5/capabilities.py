@@ -6,8 +6,30 @@ The queries and their order are those of mlx5vf_cmd_set_migratable (drivers/vfio
 from dataclasses import dataclass
 
 from precopy.mlx5.commands import Commands
-from precopy.mlx5_abi.capabilities import GeneralCap, GeneralCap2
+from precopy.mlx5_abi.capabilities import AdvVirtualizationCap, GeneralCap, GeneralCap2
 from precopy.mlx5_abi.commands import CapType
+from precopy.mlx5_abi.general_object import ENTRY_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class PageTrackLimits:
+    """What PAGE_TRACK objects may be; sizes in bytes, as powers of two."""
+
+    max_ranges: int
+    log_min_addr_space: int
+    log_max_addr_space: int
+    log_max_msg_size: int
+    log_min_page_size: int
+    log_max_page_size: int
+
+    @property
+    def usable(self) -> bool:
+        return (
+            self.max_ranges > 0
+            and 1 << self.log_max_msg_size >= ENTRY_BYTES
+            and self.log_min_page_size <= self.log_max_page_size
+            and self.log_min_addr_space <= self.log_max_addr_space
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +40,14 @@ class Capabilities:
     #: Why it is not.
     reason: str = ""
     vhca_id: int = 0
-    adv_virtualization: bool = False
+    #: What the page tracker can do; None: there is none.
+    page_track: PageTrackLimits | None = None
     chunk_mode: bool = False
     migration_state: bool = False
     log_max_qp: int = 0
+    #: The PF's own: largest message, and format of completions.
+    log_max_msg: int = 0
+    cqe_version: int = 0
 
 
 def query(commands: Commands, vf_index: int) -> Capabilities:
@@ -41,8 +67,24 @@ def query(commands: Commands, vf_index: int) -> Capabilities:
     return Capabilities(
         True,
         vhca_id=own.vhca_id,
-        adv_virtualization=bool(general.adv_virtualization),
+        page_track=_page_track(commands) if general.adv_virtualization else None,
         chunk_mode=bool(general2.migration_in_chunks),
         migration_state=bool(general2.migration_state),
         log_max_qp=own.log_max_qp,
+        log_max_msg=general.log_max_msg,
+        cqe_version=general.cqe_version,
     )
+
+
+def _page_track(commands: Commands) -> PageTrackLimits | None:
+    """None, too, for limits that nothing could keep."""
+    page = AdvVirtualizationCap(commands.query_cap(CapType.ADV_VIRTUALIZATION))
+    limits = PageTrackLimits(
+        max_ranges=page.pg_track_max_num_range,
+        log_min_addr_space=page.pg_track_log_min_addr_space,
+        log_max_addr_space=page.pg_track_log_max_addr_space,
+        log_max_msg_size=page.pg_track_log_max_msg_size,
+        log_min_page_size=page.pg_track_log_min_page_size,
+        log_max_page_size=page.pg_track_log_max_page_size,
+    )
+    return limits if limits.usable else None

@@ -1,23 +1,25 @@
 """The driver: a VF as a :class:`VfioDevice`.
 
 Each arc is a method, found in one table; which arcs lead from a state to another is the contract's
-business (``vfio.states``). All work is done under the state lock, which also carries out a reset
-that arrived while it was held.
+business (``vfio.states``). All work is done under the state lock; whoever lets go of it also carries
+out the resets that arrived while it was held.
 """
 
 import contextlib
 import errno
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar, Protocol
 
 from precopy.mlx5 import capabilities
 from precopy.mlx5.commands import Commands
+from precopy.mlx5.page_tracker import PageTracker
 from precopy.mlx5.resuming import ResumingFile
 from precopy.mlx5.saving import SavingFile
 from precopy.mlx5_abi.commands import ResumeKind, SuspendKind, VhcaMigrationState
-from precopy.mlx5_abi.port import CommandPort
+from precopy.mlx5_abi.port import CommandPort, DoorbellPort
 from precopy.vfio.device import (
     DeviceIdentity,
     DmaRange,
@@ -25,6 +27,7 @@ from precopy.vfio.device import (
     PrecopyInfo,
     VfioDevice,
 )
+from precopy.vfio.dirty import DirtyBitmap, check_ranges
 from precopy.vfio.errors import refuse
 from precopy.vfio.states import PRE_COPY_STATES, DeviceState, MigrationFlags, next_state
 from precopy.vfio.uapi import FEATURE_METHODS, Feature, FeatureFlags
@@ -42,6 +45,12 @@ _MIGRATION_FEATURES = (
     Feature.MIG_DEVICE_STATE,
     Feature.MIG_DATA_SIZE,
     Feature.MIG_PRECOPY_INFO_V2,
+)
+
+_LOGGING_FEATURES = (
+    Feature.DMA_LOGGING_START,
+    Feature.DMA_LOGGING_STOP,
+    Feature.DMA_LOGGING_REPORT,
 )
 
 
@@ -76,15 +85,18 @@ class Mlx5VfioDevice(VfioDevice):
         self._firmware = firmware
         self._serial = serial
         self._commands = Commands(port)
+        self._vf_index = vf_index
         self._worker: Worker = worker or ThreadPoolExecutor(1, thread_name_prefix="mlx5vf_wq")
         self._lock = threading.RLock()
-        self._reset_lock = threading.Lock()
-        self._deferred_reset = False
+        #: How often the thread that holds the lock has taken it.
+        self._depth = 0
+        self._deferred: deque[Callable[[], None]] = deque()
         self._state = DeviceState.RUNNING
         self._info_v2 = False
         self._closed = False
         self._saving: SavingFile | None = None
         self._resuming: ResumingFile | None = None
+        self._tracker: PageTracker | None = None
         self.caps = capabilities.query(self._commands, vf_index)
 
     # --- Who it is and what it can do ---------------------------------------------------------
@@ -130,38 +142,50 @@ class Mlx5VfioDevice(VfioDevice):
     def features(self) -> Mapping[Feature, FeatureFlags]:
         if not self.caps.migratable:
             return {}
-        return {feature: FEATURE_METHODS[feature][0] for feature in _MIGRATION_FEATURES}
+        logs = self.caps.page_track is not None and isinstance(self._commands.port, DoorbellPort)
+        features = (*_MIGRATION_FEATURES, *(_LOGGING_FEATURES if logs else ()))
+        return {feature: FEATURE_METHODS[feature][0] for feature in features}
 
-    # --- The state lock, and resets while it is held ------------------------------------------
+    # --- The state lock, and what comes while it is held --------------------------------------
 
     @contextlib.contextmanager
     def _state_lock(self) -> Iterator[None]:
         with self._lock:
+            self._depth += 1
             try:
                 yield
             finally:
-                self._run_deferred_reset()
+                self._let_go()
 
-    def _run_deferred_reset(self) -> None:
-        """Carry out a reset that came while the lock was held (mlx5vf_state_mutex_unlock)."""
-        while True:
-            with self._reset_lock:
-                if not self._deferred_reset:
-                    return
-                self._deferred_reset = False
-            self._state = DeviceState.RUNNING
-            self._end_sessions()
+    def _let_go(self) -> None:
+        """The outermost holder first does what was deferred (mlx5vf_state_mutex_unlock)."""
+        try:
+            while self._deferred and self._depth == 1:
+                self._deferred.popleft()()
+        finally:
+            self._depth -= 1
+
+    def _defer(self, work: Callable[[], None]) -> None:
+        """Do ``work`` when nobody is on an arc.
+
+        Called from inside a command of this thread, that is later: when it lets go of the state
+        lock. Else it is done when this returns.
+        """
+        self._deferred.append(work)
+        with self._state_lock():
+            pass
 
     def reset(self) -> None:
         if self._closed:
             raise refuse(errno.ENODEV, f"{self._name} is closed")
+        self._defer(self._reset)
+
+    def _reset(self) -> None:
+        # The kernel's FLR runs beside a transition, which may suspend the VF after it. Here it comes
+        # after the transition, so that a VF in RUNNING does run.
         self._flr()
-        with self._reset_lock:
-            self._deferred_reset = True
-        # Whoever holds the lock now resets when it lets go; else it is done here. Taking the lock
-        # afterwards means that the reset is over when this returns.
-        with self._state_lock():
-            pass
+        self._state = DeviceState.RUNNING
+        self._end_sessions()
 
     def _end_sessions(self) -> None:
         if self._resuming is not None:
@@ -173,17 +197,24 @@ class Mlx5VfioDevice(VfioDevice):
 
     def detach(self) -> None:
         """The PF takes the VF away (SR-IOV off): sessions end, later commands raise ENOTCONN."""
-        with self._state_lock():
-            self._end_sessions()
-            self._commands.detached = True
+        self._wake_log("the VF is gone")
+        self._defer(self._detach)
+
+    def _detach(self) -> None:
+        self._end_sessions()
+        self._end_log()
+        self._commands.detached = True
 
     def close(self) -> None:
-        with self._state_lock():
-            if self._closed:
-                return
+        self._wake_log("the device is being closed")
+        self._defer(self._close)
+
+    def _close(self) -> None:
+        if not self._closed:
             self._end_sessions()
+            self._end_log()
             self._closed = True
-        self._worker.shutdown(wait=False)
+            self._worker.shutdown(wait=False)
 
     # --- States and arcs ----------------------------------------------------------------------
 
@@ -267,10 +298,10 @@ class Mlx5VfioDevice(VfioDevice):
 
     def _cancel_precopy(self) -> None:
         assert self._saving is not None
-        cleaned = self._saving.cancel()
+        if not self._saving.cancel():
+            # The kernel (7.3) forgets the session and stays in PRE_COPY, which no arc leaves then.
+            raise refuse(errno.EIO, "the save that ends tracking failed; try again, or reset")
         self._end_sessions()
-        if not cleaned:
-            raise refuse(errno.EIO, "the save that ends tracking failed; the session is over")
 
     def _begin_resuming(self) -> MigrationFile:
         self._resuming = ResumingFile(self._commands, self.caps.vhca_id, self._state_lock)
@@ -326,7 +357,8 @@ class Mlx5VfioDevice(VfioDevice):
             if saving is not self._saving:
                 raise refuse(errno.ENODEV, "the saving session has ended")
             return saving.info(
-                running=self._state is DeviceState.PRE_COPY, want_reinit=self._info_v2
+                running=self._state is DeviceState.PRE_COPY,
+                want_reinit=self._info_v2 and self.caps.migration_state,
             )
 
     def data_size(self) -> int:
@@ -343,14 +375,46 @@ class Mlx5VfioDevice(VfioDevice):
 
     # --- DMA logging --------------------------------------------------------------------------
 
-    def _no_logging(self) -> OSError:
-        return refuse(errno.ENOTTY, f"{self._name} does not log DMA")
+    def _logging_port(self) -> DoorbellPort:
+        """The PF's port, where DMA can be logged through it; else ENOTTY."""
+        self._require_migratable()
+        port = self._commands.port
+        if self.caps.page_track is None or not isinstance(port, DoorbellPort):
+            raise refuse(errno.ENOTTY, f"{self._name} does not log DMA")
+        return port
 
     def log_start(self, ranges: Sequence[DmaRange], page_size: int) -> int:
-        raise self._no_logging()
+        port = self._logging_port()
+        checked = check_ranges(ranges, page_size)
+        with self._state_lock():
+            self._commands.require_attached()
+            if self._tracker is not None:
+                raise refuse(errno.EINVAL, f"{self._name} logs DMA already; stop that log first")
+            self._tracker = PageTracker(
+                self._commands, port, self.caps, self._vf_index + 1, checked, page_size
+            )
+            return self._tracker.page_size
 
     def log_stop(self) -> None:
-        raise self._no_logging()
+        self._logging_port()
+        with self._state_lock():
+            self._end_log()
+
+    def _wake_log(self, why: str) -> None:
+        """A report under way holds the state lock, for as long as the firmware does not go on."""
+        tracker = self._tracker
+        if tracker is not None:
+            tracker.give_up(why)
+
+    def _end_log(self) -> None:
+        if self._tracker is not None:
+            self._tracker.stop()
+            self._tracker = None
 
     def log_report(self, iova: int, length: int, page_size: int, bitmap: memoryview) -> None:
-        raise self._no_logging()
+        self._logging_port()
+        dirty = DirtyBitmap(iova, length, page_size, bitmap)
+        with self._state_lock():
+            if self._tracker is None:
+                raise refuse(errno.EINVAL, f"{self._name} does not log DMA now; start a log first")
+            self._tracker.report(dirty)

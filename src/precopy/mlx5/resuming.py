@@ -119,6 +119,9 @@ class ResumingFile(MigrationFile):
                 f"{where} claims {record.size} bytes, over the {MAX_IMAGE_SIZE} that fit",
             )
         if record.tag == Tag.FW_DATA:
+            # The kernel (7.3) waits for a byte more, then leaves it to the firmware to refuse.
+            if record.size == 0:
+                raise refuse(errno.EINVAL, f"{where} is an image of 0 bytes")
             self._state = LoadState.PREP_IMAGE
         elif record.tag == Tag.STOP_COPY_SIZE:
             # The kernel (7.3) takes eight bytes from its buffer whatever the record's size.
@@ -164,7 +167,7 @@ class ResumingFile(MigrationFile):
                 self._image = None
             self._image = self._pool.new(pages, Direction.TO_DEVICE)
         self._filled = 0
-        self._state = LoadState.READ_IMAGE if self._record.size else LoadState.LOAD_IMAGE
+        self._state = LoadState.READ_IMAGE
         return 0
 
     def _read_image(self, source: memoryview) -> int:

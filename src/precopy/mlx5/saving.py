@@ -114,6 +114,9 @@ class SavingFile(MigrationFile):
         self._delayed_chunk_size = 0
         #: The buffers set aside for the final state; None while one is in use.
         self._reserved: list[DataBuffer | None] = []
+        #: What cleanup saves wrote. The kernel (7.3) queues it, for nobody to read; here it only waits
+        #: for the end of the session.
+        self._discarded: list[DataBuffer] = []
         self._pool = BufferPool(commands)
 
     # --- What the driver does, holding its state lock -----------------------------------------
@@ -183,7 +186,8 @@ class SavingFile(MigrationFile):
         self._require_alive()
         if running and self._state is not FileState.PRE_COPY_ERROR:
             size = self.query()
-        reinit = want_reinit and size.state == VhcaMigrationState.INIT
+        # The kernel (7.3) says REINIT also where nothing is to be saved, and initial_bytes may be 0.
+        reinit = want_reinit and size.state == VhcaMigrationState.INIT and size.required > 0
         with self._changed:
             self._require_alive()
             unread = self._end - self._position
@@ -256,15 +260,21 @@ class SavingFile(MigrationFile):
     def cancel(self) -> bool:
         """Leave PRE_COPY: a full save that ends tracking, whose image nobody reads.
 
-        Whether it succeeded. OSError where it could not be started; the session then goes on.
+        Whether it succeeded, or an earlier save had failed already. Where not, and on OSError (it
+        could not be started), the session goes on, so that this can be tried again.
         """
         # The kernel (7.3) refuses to leave PRE_COPY with ENODEV once a save has failed, so that only
-        # a reset helps; here the cleanup is tried all the same, sized by a full query.
+        # a reset helps. And after PRE_COPY_ERROR it asks for an increment to a save that may never
+        # have been. Here the cleanup is tried after either, sized by a full query.
+        self.wait_for_save()
         failed = self._state is FileState.ERROR
-        size = self.query(incremental=not failed)
-        buffer = None
+        size = self.query(incremental=self._state is FileState.PRE_COPY)
+        buffer: DataBuffer | None
         if size.required:
             buffer = self._pool.get(pages_for(size.required), Direction.FROM_DEVICE)
+        else:
+            # Nothing will come, so that none will do; the kernel (7.3) gives one where one waits.
+            buffer = self._pool.any_waiting(Direction.FROM_DEVICE)
         try:
             self._save(buffer, SaveKind.CLEANUP, incremental=False)
         except BaseException:
@@ -314,7 +324,8 @@ class SavingFile(MigrationFile):
             self._changed.notify_all()
             reserved = [buffer for buffer in self._reserved if buffer is not None]
             self._reserved = []
-            self._pool.close(reserved, queued)
+            self._pool.close(reserved, [*queued, *self._discarded])
+            self._discarded = []
 
     def _fail(self) -> None:
         with self._changed:
@@ -329,7 +340,7 @@ class SavingFile(MigrationFile):
         with self._changed:
             if result.status == Status.OK and kind is SaveKind.CLEANUP:
                 if buffer is not None:
-                    self._pool.put(buffer)
+                    self._discarded.append(buffer)
             elif result.status == Status.OK and self._fits(buffer, result):
                 assert buffer is not None
                 chunk = self._append_image(buffer, kind, result)

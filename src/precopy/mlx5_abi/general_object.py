@@ -68,7 +68,6 @@ ENTRY_BYTES = 8
 ENTRY_DTYPE = ">u8"
 
 #: Data of an OBJECT_CHANGE event: be16 type and be32 number of the object.
-EQE_OBJECT_TYPE = EQE_DATA + 2
 EQE_OBJECT_ID = EQE_DATA + 4
 OBJECT_CHANGE = struct.Struct(">2xHI")
 

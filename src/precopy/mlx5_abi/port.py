@@ -5,7 +5,7 @@ the function reaches by DMA. A real adapter behind a real command queue can take
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from precopy.pci.dma import DmaSpace
 from precopy.pci.memory import GuestMemory, RegionSpec
@@ -31,6 +31,20 @@ class CommandPort(Protocol):
 
     def submit(self, inbox: bytes, done: Done) -> None:
         """Start one command; ``done`` gets its outbox later, possibly before this returns."""
+
+
+@runtime_checkable
+class DoorbellPort(CommandPort, Protocol):
+    """A command interface with doorbells and interrupts beside it.
+
+    The migration driver logs DMA where its port to the PF is one, which it asks by ``isinstance``.
+    """
+
+    def ring(self, uar: int, offset: int, data: bytes) -> None:
+        """Write ``data`` (8 bytes, as the bus carries them) at ``offset`` of UAR page ``uar``."""
+
+    def set_interrupt(self, vector: int, handler: Callable[[], None] | None) -> None:
+        """Call ``handler`` when the function raises MSI-X ``vector``; None masks it."""
 
 
 class FunctionPort(Protocol):

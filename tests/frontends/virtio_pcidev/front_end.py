@@ -5,7 +5,7 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -58,7 +58,7 @@ class Ring:
     """The driver's side of a queue. Each descriptor has a page of its own."""
 
     def __init__(self, memory: Memory, number: int) -> None:
-        self._memory = memory
+        self.memory = memory
         self.desc = memory.start + number * 0x8000
         self.avail = self.desc + 16 * ENTRIES
         self.used = self.avail + 0x1000
@@ -72,12 +72,12 @@ class Ring:
         return len(self._chains)
 
     def describe(self, index: int, address: int, length: int, flags: int, follows: int) -> None:
-        self._memory.write(self.desc + 16 * index, DESC.pack(address, length, flags, follows))
+        self.memory.write(self.desc + 16 * index, DESC.pack(address, length, flags, follows))
 
     def publish(self, head: int) -> None:
-        at = self._memory.u16(self.avail + 2)
-        self._memory.write(self.avail + 4 + 2 * (at % ENTRIES), struct.pack("<H", head))
-        self._memory.write(self.avail + 2, struct.pack("<H", (at + 1) & 0xFFFF))
+        at = self.memory.u16(self.avail + 2)
+        self.memory.write(self.avail + 4 + 2 * (at % ENTRIES), struct.pack("<H", head))
+        self.memory.write(self.avail + 2, struct.pack("<H", (at + 1) & 0xFFFF))
 
     def add(self, filled: Sequence[bytes], room: Sequence[int] = ()) -> int:
         """Make a chain of ``filled`` parts and room of so many bytes; its head."""
@@ -89,7 +89,7 @@ class Ring:
         ):
             last = place == len(parts)
             address = self._pages + PAGE * index
-            self._memory.write(address, data)
+            self.memory.write(address, data)
             flags = (WRITE if writable else 0) | (0 if last else NEXT)
             self.describe(index, address, length, flags, 0 if last else indexes[place])
             chain.append((index, length, writable))
@@ -99,16 +99,16 @@ class Ring:
 
     def take(self) -> tuple[int, bytes] | None:
         """The next chain that the device has used: its head and what was put into it."""
-        if self._memory.u16(self.used + 2) == self._seen:
+        if self.memory.u16(self.used + 2) == self._seen:
             return None
         at = self.used + 4 + 8 * (self._seen % ENTRIES)
-        head, written = struct.unpack("<II", self._memory.read(at, 8))
+        head, written = struct.unpack("<II", self.memory.read(at, 8))
         self._seen = (self._seen + 1) & 0xFFFF
         data = b""
         for index, length, writable in self._chains.pop(head):
             self._free.append(index)
             if writable:
-                data += self._memory.read(self._pages + PAGE * index, length)
+                data += self.memory.read(self._pages + PAGE * index, length)
         assert written <= len(data)
         return head, data[:written]
 
@@ -135,6 +135,23 @@ class FrontEnd:
         for each in (self.socket, self.calls, self._calls_far):
             each.close()
         self.memory.close()
+
+    def until_refused(self, action: Callable[["FrontEnd"], object] | None = None) -> None:
+        """Do ``action`` and read on until the device ends the connection, as it must."""
+        try:
+            if action is not None:
+                action(self)
+            while True:
+                self.receive(1)
+        except Refused:
+            pass
+
+    def move(self, memory: Memory) -> Memory:
+        """Go on with ``memory`` instead, which has the same content; what was used before."""
+        old, self.memory = self.memory, memory
+        for ring in self.rings:
+            ring.memory = memory
+        return old
 
     # Messages.
 
@@ -249,7 +266,9 @@ class FrontEnd:
 
     def config_write(self, offset: int, data: bytes) -> None:
         # The kernel sends the whole structure, whatever the size of the access.
-        self.rings[0].add([ACCESS.pack(CFG_WRITE, 0, 0, len(data), offset) + data.ljust(8, b"\xee")])
+        self.rings[0].add(
+            [ACCESS.pack(CFG_WRITE, 0, 0, len(data), offset) + data.ljust(8, b"\xee")]
+        )
         self.kick(0)
 
     def bar_read(self, bar: int, offset: int, size: int) -> bytes:

@@ -34,7 +34,8 @@ class Name:
 class Found:
     """A device: ``cdev`` is its own node, ``group`` its group's, each None where it has none.
 
-    ``vfio``: whether a VFIO driver has it. ``kind`` is the type of an mdev, else empty.
+    ``vfio``: whether a VFIO driver has it (a group may have its node for the sake of another
+    device). ``kind`` is the type of an mdev, else empty.
     """
 
     name: str
@@ -99,8 +100,7 @@ def _describe(sysfs: Path, root: Path) -> Found:
     number = _link_name(real / "iommu_group")
     group = None
     for path in (f"dev/vfio/{number}", f"dev/vfio/noiommu-{number}"):
-        # The group may have its node for the sake of another device.
-        if vfio and number and (root / path).exists():
+        if number and (root / path).exists():
             group = f"/{path}"
     return Found(
         name=real.name if is_mdev else f"{PREFIX}{real.name}",

@@ -179,15 +179,13 @@ class Interrupts:
         self._queue: Queue | None = None
         self._caller: Caller | None = None
         self._waiting: dict[tuple[int, int], None] = {}
-        self._closed = False
 
     def deliver(self, address: int, data: int) -> None:
         """Write ``data`` (32 bits) to ``address``, as the function does for an MSI."""
         try:
             with self._lock:
-                if not self._closed:
-                    self._waiting[address, data] = None
-                    self._flush()
+                self._waiting[address, data] = None
+                self._flush()
         except ProtocolError as error:
             self._fail(str(error))
 
@@ -247,7 +245,6 @@ class Interrupts:
     def close(self) -> None:
         """Deliver nothing more; a second call does nothing."""
         with self._lock:
-            self._closed = True
             self._queue = None
             self._waiting.clear()
             caller, self._caller = self._caller, None

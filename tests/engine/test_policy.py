@@ -1,0 +1,115 @@
+"""When a source switches over, pays for another round, or gives up."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from precopy.engine.policy import Decision, GiveUp, Measured, Policy, predicted_downtime
+
+MIB = 1 << 20
+AGAIN, SWITCH, GIVE_UP = Decision.ANOTHER_ROUND, Decision.SWITCH_OVER, Decision.GIVE_UP
+
+
+@pytest.mark.parametrize(
+    ("now", "seconds"),
+    [
+        (Measured(0, 0.0, 0.0, 0.0), 0.0),
+        (Measured(0, 100 * MIB, 100 * MIB, 0.02), 0.02),
+        (Measured(50 * MIB, 100 * MIB, 0.0, 0.0), 0.5),
+        # The slower of moving and loading counts, not both.
+        (Measured(50 * MIB, 100 * MIB, 25 * MIB, 0.0), 2.0),
+        (Measured(50 * MIB, 100 * MIB, 1000 * MIB, 0.1), 0.6),
+        # Nothing measured yet: what it costs is not known, and not made up.
+        (Measured(50 * MIB, 0.0, 0.0, 0.25), 0.25),
+    ],
+)
+def test_predicted_downtime(now: Measured, seconds: float) -> None:
+    assert predicted_downtime(now) == pytest.approx(seconds)
+
+
+#: 100 MiB/s: 30 MiB are as much as the limit of 0.3 s allows.
+FITS = Measured(30 * MIB, 100 * MIB, 0.0, 0.0)
+TOO_MUCH = Measured(31 * MIB, 100 * MIB, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("now", "rounds", "elapsed", "stalled", "all_sent", "expected", "cancelling"),
+    [
+        (FITS, 0, 0.0, 0, True, SWITCH, SWITCH),
+        # Another image costs no downtime as long as something was never sent.
+        (FITS, 0, 0.0, 0, False, AGAIN, AGAIN),
+        (TOO_MUCH, 0, 0.0, 0, True, AGAIN, AGAIN),
+        (TOO_MUCH, 29, 299.9, 2, True, AGAIN, AGAIN),
+        # Each of the three ends the attempts by itself ...
+        (TOO_MUCH, 30, 0.0, 0, True, SWITCH, GIVE_UP),
+        (TOO_MUCH, 0, 300.0, 0, True, SWITCH, GIVE_UP),
+        (TOO_MUCH, 0, 0.0, 3, True, SWITCH, GIVE_UP),
+        # ... but what is within the limit is not given up.
+        (FITS, 30, 300.0, 3, True, SWITCH, SWITCH),
+        # A first image that does not come to its end within the time.
+        (FITS, 0, 300.0, 0, False, SWITCH, GIVE_UP),
+    ],
+)
+def test_decisions(
+    now: Measured,
+    rounds: int,
+    elapsed: float,
+    stalled: int,
+    all_sent: bool,
+    expected: Decision,
+    cancelling: Decision,
+) -> None:
+    assert Policy().decide(now, rounds, elapsed, stalled, all_sent) is expected
+    policy = Policy(give_up=GiveUp.CANCEL)
+    assert policy.decide(now, rounds, elapsed, stalled, all_sent) is cancelling
+
+
+rates = st.sampled_from([0.0]) | st.floats(1.0, 1e12)
+measured = st.builds(Measured, st.integers(0, 1 << 50), rates, rates, st.floats(0, 10))
+policies = st.builds(
+    Policy,
+    st.floats(0, 1e4),
+    st.integers(0, 40),
+    st.floats(0, 1e4),
+    st.sampled_from(GiveUp),
+    st.integers(1, 5),
+)
+rounds = st.integers(0, 50)
+seconds = st.floats(0, 2e4)
+stalls = st.integers(0, 6)
+
+
+def spent(policy: Policy, rounds: int, elapsed: float, stalled: int) -> bool:
+    return rounds >= policy.max_rounds or elapsed >= policy.timeout or stalled >= policy.patience
+
+
+@given(policies, measured, rounds, seconds, stalls, st.booleans())
+def test_above_the_limit_only_after_all_attempts(
+    policy: Policy, now: Measured, done: int, elapsed: float, stalled: int, all_sent: bool
+) -> None:
+    decision = policy.decide(now, done, elapsed, stalled, all_sent)
+    within = predicted_downtime(now) <= policy.downtime_limit
+    gave_up = spent(policy, done, elapsed, stalled)
+    if decision is SWITCH:
+        assert (within and all_sent) or (gave_up and policy.give_up is GiveUp.SWITCH_OVER)
+    elif decision is GIVE_UP:
+        assert gave_up
+        assert policy.give_up is GiveUp.CANCEL
+        assert not (within and all_sent)
+    else:
+        assert not gave_up
+
+
+@given(policies, measured, seconds, stalls)
+def test_it_comes_to_an_end(policy: Policy, now: Measured, elapsed: float, stalled: int) -> None:
+    """Whatever is measured, there is no round after the last."""
+    assert policy.decide(now, policy.max_rounds, elapsed, stalled, False) is not AGAIN
+
+
+@given(measured, st.integers(0, 1 << 50))
+def test_more_to_move_is_never_predicted_shorter(now: Measured, more: int) -> None:
+    grown = Measured(now.remaining_bytes + more, now.bandwidth, now.load_rate, now.fixed)
+    assert predicted_downtime(grown) >= predicted_downtime(now) >= now.fixed
+    assert math.isfinite(predicted_downtime(grown))

@@ -1,0 +1,5 @@
+"""What can go wrong with a peer."""
+
+
+class PeerError(Exception):
+    """One line: who failed, at what."""

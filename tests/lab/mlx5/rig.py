@@ -1,0 +1,168 @@
+"""Boots a lab kernel with a software ConnectX, runs a program of this folder in it, watches the card.
+
+The program (``inside_mlx5`` and its like) sets marks, whose names it tells in the end: what the card
+was asked for between two marks, and how the card stood at each, is known here by these names.
+"""
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from precopy.connectx.slots import FLAGS_BYTE, SlotFlags
+from precopy.connectx.vhca import Vhca
+from precopy.lab import Job, Machine, Result
+from precopy.lab.card import Card
+
+TOP = Path(__file__).parents[3]
+
+#: Tables of the PF in which a driver's leak would show.
+_PF_TABLES = ("pd", "mkey", "cq", "qp", "eq", "uar")
+
+#: Fields of a command that say which of its kinds it is.
+_KINDS = ("op_mod", "incremental", "set_track")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The card at a mark: objects of the PF by table; of each VF its content and whether it works."""
+
+    objects: dict[str, int]
+    content: tuple[str, ...]
+    works: tuple[bool, ...]
+
+
+def _content(vhca: Vhca) -> str:
+    """A digest of all pages that are not empty."""
+    pages = vhca.memory.present_pages()
+    rows = vhca.memory.pages[pages]
+    filled = rows.any(axis=1)
+    digest = xxhash.xxh3_64(pages[filled].tobytes())
+    digest.update(rows[filled].tobytes())
+    return digest.hexdigest()
+
+
+def _standing(card: Card) -> Standing:
+    adapter = card.adapter
+    pf = adapter.pf.vhca
+    with pf.lock:
+        objects = {
+            name: len(pf.table(name).flagged_slots(FLAGS_BYTE[name], SlotFlags.IN_USE))
+            for name in _PF_TABLES
+        }
+    vfs = [port.vhca for port in adapter.vfs]
+    return Standing(
+        objects,
+        tuple(_content(vf) for vf in vfs),
+        tuple(not vf.responder_suspended for vf in vfs),
+    )
+
+
+@dataclass(slots=True)
+class Watch:
+    """What happened to a card: trace lines, cut at the marks."""
+
+    lines: list[list[str]] = field(default_factory=lambda: [[]])
+    standings: list[Standing] = field(default_factory=list)
+
+    def on(self, card: Card) -> None:
+        card.trace(lambda line: self.lines[-1].append(line))
+
+        def marked(number: int) -> None:
+            assert number == len(self.standings), "a mark was lost"
+            self.lines.append([])
+            self.standings.append(_standing(card))
+
+        card.pf.controls.marked = marked
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """``told`` is what the program printed; the rest is by the names of its marks."""
+
+    told: dict[str, Any]
+    standings: dict[str, Standing]
+    _lines: dict[str, list[str]]
+    result: Result
+
+    def lines(self, mark: str) -> list[str]:
+        """What the card was asked for from ``mark`` to the next."""
+        return self._lines[mark]
+
+    def commands(self, mark: str, who: str = "pf") -> list[str]:
+        """The same, of one function, as ``SAVE_VHCA_STATE set_track=0x1 [-> BAD_PARAM]``."""
+        return [_short(line) for line in self._lines[mark] if line.startswith(f"{who} ")]
+
+
+def _short(line: str) -> str:
+    command, _, answer = line.partition(" -> ")
+    words = command.split(" ")[1:]
+    kept = words[:1] + [word for word in words[1:] if word.partition("=")[0] in _KINDS]
+    return " ".join(kept) + ("" if answer.startswith("OK") else f" -> {answer.split(' ')[0]}")
+
+
+#: Without it a test would wait for what the driver waits for, a reset's 100 ms among it.
+LEAPING = ("time-travel=inf-cpu",)
+
+#: What a kernel that was ended from outside is said to have done.
+_ENDED = "the kernel did not run the command"
+
+
+def boot(
+    *facts: str,
+    adapter: str,
+    memory: str = "512M",
+    kernel: Sequence[str] = LEAPING,
+    hangs: bool = False,
+) -> Seen:
+    """Run ``tests.lab.inside_mlx5 FACTS``; nothing but its answer may come out of it.
+
+    ``hangs``: the kernel can't be shut down afterwards; it is ended when the answer is there.
+    """
+    watch = Watch()
+    command = [sys.executable, "-m", "tests.lab.inside_mlx5", *facts]
+    job = Job(command, adapter=adapter, cwd=TOP, timeout=110, memory=memory, arguments=kernel)
+    machine = Machine(job, prepare=watch.on)
+
+    def end(text: str) -> None:
+        if hangs and text.endswith("\n"):
+            machine.kill()
+
+    result = machine.wait(end, end)
+    said = f"{result.trouble}\n{result.err}\n{result.kernel_log[-4000:]}"
+    assert result.err == "", said
+    assert not result.trouble or (hangs and result.trouble.startswith(_ENDED)), said
+    answer = json.loads(result.out)
+    names: list[str] = answer["marks"]
+    assert len(set(names)) == len(names) == len(watch.standings)
+    return Seen(
+        answer["told"],
+        dict(zip(names, watch.standings, strict=True)),
+        dict(zip(names, watch.lines[1:], strict=True)),
+        result,
+    )
+
+
+class Boots:
+    """Kernels by name, each booted in the background; asking for one waits for its answer."""
+
+    def __init__(self, started: Mapping[str, "Future[Seen]"]) -> None:
+        self._started = started
+
+    def __getitem__(self, name: str) -> Seen:
+        return self._started[name].result()
+
+
+@contextmanager
+def booting(boots: Mapping[str, Callable[[], Seen]]) -> Iterator[Boots]:
+    """Boot all of them, two at a time; each adapter in a process of its own, or they hold each other up."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        yield Boots({name: pool.submit(each) for name, each in boots.items()})
+        pool.shutdown(cancel_futures=True)
