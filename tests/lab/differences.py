@@ -112,7 +112,7 @@ def _refuses_what_is_cut(step: Step) -> bool:
     return (
         step.operation[0] == "set_state"
         and step.ours == ["EINVAL", "RESUMING"]
-        and step.kernel != step.ours
+        and bool(step.kernel != step.ours)
     )
 
 

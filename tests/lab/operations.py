@@ -245,6 +245,14 @@ class Run:
             return [entered]
         return [entered, self._require(self._file).write(self._whole)]
 
+    def _take(self) -> Outcome:
+        """The stream to its end, itself."""
+        self._read_all()
+        return self._whole.hex()
+
+    def _give(self, text: str) -> Outcome:
+        return self._require(self._file).write(bytes.fromhex(text))
+
     def _write_bytes(self, text: int) -> Outcome:
         return self._require(self._file).write(bytes.fromhex(_RECORDS[text]))
 
@@ -312,6 +320,8 @@ _STEPS: dict[str, Callable[..., Outcome]] = {
     "data_size": Run._data_size,
     "write": Run._write,
     "restore": Run._restore,
+    "take": Run._take,
+    "give": Run._give,
     "write_bytes": Run._write_bytes,
     "touch": Run._touch,
     "fault": Run._fault,

@@ -21,17 +21,21 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from precopy.connectx import options
 from precopy.connectx.adapter import Adapter, InlineExecutor
+from precopy.connectx.image import Scattered, parse
 from precopy.connectx.trace import to as trace_to
 from precopy.guest.pci_port import PciPort
 from precopy.lab.card import PARAMETERS
 from precopy.lab.machine import Job, Machine
 from precopy.mlx5 import Mlx5VfioDevice
 from precopy.mlx5_abi.commands import Opcode
+from precopy.mlx5_abi.records import Tag
 from precopy.vfio.device import VfioDevice
+from precopy.vfio.states import DeviceState
 from tests.connectx.pci_rig import DirectBus, enable_vfs
 from tests.lab.differences import Step, explain
 from tests.lab.operations import Operation, Outcome, Run, sequences
 from tests.lab.vf_driver import VfDriver
+from tests.mlx5.conftest import records
 
 #: Equal on both sides: small, so that little is moved, and with new initial state soon.
 CARD = "vfs=1&log_max_qp=4&reinit_pages=3&first_session=1000"
@@ -239,3 +243,34 @@ def test_side_by_side(kernel: tuple[str, KernelSide], request: pytest.FixtureReq
 
     run()
     assert seen["sequences"] >= count
+
+
+def contents(stream: str) -> list[bytes]:
+    """What the images of a stream hold, without what names the session that they were saved in."""
+    found = []
+    for tag, image in records(bytes.fromhex(stream)):
+        if tag == Tag.FW_DATA:
+            parsed, ids = parse(Scattered([memoryview(image)], len(image)))
+            found += [
+                ids.tobytes(),
+                image[-parsed.page_count * 4096 :] if parsed.page_count else b"",
+            ]
+    return found
+
+
+def test_a_stream_saved_by_either_loads_through_the_other(kernel: tuple[str, KernelSide]) -> None:
+    card, side = kernel
+    stop_copy, resuming, running = (
+        int(state) for state in (DeviceState.STOP_COPY, DeviceState.RESUMING, DeviceState.RUNNING)
+    )
+    save: list[Operation] = [["touch", 3], ["set_state", stop_copy], ["take"]]
+    here = ours(card, save).outcomes[-1]
+    there = side.run(save).outcomes[-1]
+    assert contents(here) == contents(there) != []
+
+    def restore(stream: str) -> list[Operation]:
+        again: list[Operation] = [["set_state", running], ["set_state", stop_copy], ["take"]]
+        return [["set_state", resuming], ["give", stream], *again]
+
+    assert contents(side.run(restore(here)).outcomes[-1]) == contents(here)
+    assert contents(ours(card, restore(there)).outcomes[-1]) == contents(there)
