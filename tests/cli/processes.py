@@ -149,28 +149,32 @@ class Ended:
 class Pair:
     """``precopy migrate`` and ``precopy receive``, and the relay through which they talk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
         self._front = socket.socket(socket.AF_UNIX)
         self._front.bind(str(folder / "front"))
         self._front.listen()
         self._back = str(folder / "back")
         self.target = start_receiver(folder / "back", "--run-for", "0")
-        command = ["migrate", "--progress", "none", "--json", LARGE]
+        command = ["migrate", "--progress", "none", "--json", *arguments, LARGE]
         self.source = start(*command, f"unix:{folder / 'front'}")
 
     def run(
         self, at: Point, act: Callable[["Pair"], object], then: Then = Then.FORWARD
     ) -> tuple[Ended, Ended]:
         """How source and target end where ``act`` is called at ``at``."""
-        listens(self.target)
-        to_target = socket.socket(socket.AF_UNIX)
-        to_target.connect(self._back)
-        to_source, _ = self._front.accept()
-        relay = Relay(to_source, to_target, at, lambda: act(self), then)
+        relay = self.relay(at, act, then)
         ended = [Ended.of(process) for process in (self.source, self.target)]
         relay.join()
         assert relay.acted
         return ended[0], ended[1]
+
+    def relay(self, at: Point, act: Callable[["Pair"], object], then: Then) -> Relay:
+        """The two talk to each other, up to ``at``."""
+        listens(self.target)
+        to_target = socket.socket(socket.AF_UNIX)
+        to_target.connect(self._back)
+        to_source, _ = self._front.accept()
+        return Relay(to_source, to_target, at, lambda: act(self), then)
 
     def close(self) -> None:
         self.source.end()
@@ -179,8 +183,8 @@ class Pair:
 
 
 @contextmanager
-def pair(folder: Path) -> Iterator[Pair]:
-    made = Pair(folder)
+def pair(folder: Path, *arguments: str) -> Iterator[Pair]:
+    made = Pair(folder, *arguments)
     try:
         yield made
     finally:

@@ -156,3 +156,26 @@ def test_the_connection_is_cut_between_run_and_running(tmp_path: Path) -> None:
         assert target.status == OK
         assert "the device runs here, but the source could not be told" in target.line
         assert '"running": "sim:mlx5' in target.out
+
+
+@pytest.mark.parametrize("run_here", [True, False])
+def test_in_doubt_the_device_is_kept_until_somebody_knows(tmp_path: Path, run_here: bool) -> None:
+    """The target dies with the right to run, before it said whether it does."""
+    with pair(tmp_path, "--hold") as both:
+        relay = both.relay(Point(SOURCE, "run", BEFORE), kill_target, Then.CUT)
+        kept = both.source.stderr.readline()
+        relay.join()
+        assert "in doubt" in kept
+        assert f"kill -USR1 {both.source.pid}" in kept
+        if not run_here:
+            both.source.send_signal(signal.SIGTERM)
+            ended = Ended.of(both.source)
+            assert ended.status == IN_DOUBT
+            assert ended.line == "precopy: given up here; what it was at the source is gone"
+            return
+        both.source.send_signal(signal.SIGUSR1)
+        assert "the device runs at the source" in both.source.stderr.readline()
+        both.source.send_signal(signal.SIGTERM)
+        ended = Ended.of(both.source)
+        assert ended.status == FAILED
+        assert ended.line.endswith("messages, 0 faults")

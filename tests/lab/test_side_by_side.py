@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from precopy.connectx import options
+from precopy import options
+from precopy.connectx import options as kinds
 from precopy.connectx.adapter import Adapter, InlineExecutor
 from precopy.connectx.image import Scattered, parse
 from precopy.connectx.trace import to as trace_to
@@ -141,8 +142,8 @@ class OurBench:
 
     def __init__(self, card: str, lines: Lines) -> None:
         found = options.parse(card, PARAMETERS)
-        self._faults = options.faults(found)
-        config = options.config(found, num_vfs=1)
+        self._faults = kinds.faults(found)
+        config = kinds.config(found, num_vfs=1)
         self._adapter = Adapter(config, faults=self._faults, executor=InlineExecutor())
         self._pf, (self._vf,) = self._adapter.pci_functions()
         enable_vfs(self._pf, 1)

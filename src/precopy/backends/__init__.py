@@ -9,7 +9,6 @@
     the same, opened with the guest that its name asks for
 """
 
-from precopy.backends import sim, vfio
 from precopy.backends.errors import DeviceNameError
 from precopy.backends.kernel import is_kernel_name
 from precopy.backends.kernel import list_devices as list_kernel_devices
@@ -24,9 +23,14 @@ def open_device(name: str, *, target: bool = False) -> Opened:
     Raises DeviceNameError for a name that nobody understands, OSError where the device can't be
     opened.
     """
-    if name.startswith(sim.PREFIX):
+    # Imported when wanted: each brings a good part of the package with it.
+    if name.startswith("sim:"):
+        from precopy.backends import sim
+
         return sim.open_sim(name, target=target)
     if is_kernel_name(name):
+        from precopy.backends import vfio
+
         return vfio.open_vfio(name, target=target)
     raise DeviceNameError(
         f"{name}: no such device; names are sim:mlx5, vfio:0000:06:00.2, an mdev's UUID or"

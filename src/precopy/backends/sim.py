@@ -2,30 +2,23 @@
 
 from collections.abc import Sequence
 
+from precopy import options
 from precopy.backends.errors import DeviceNameError
-from precopy.connectx import Adapter, options
-from precopy.connectx.options import Option, OptionError, number, switch
-from precopy.guest import WorkloadConfig, WorkloadGuest
+from precopy.connectx import Adapter
+from precopy.connectx import options as card
+from precopy.guest import WorkloadGuest
 from precopy.guest.bringup import BringUpError
+from precopy.guest.options import GUEST, workload_of
 from precopy.mlx5 import Mlx5VfioDevice
 from precopy.mlx5_abi.records import RecordCounter
+from precopy.options import Option, OptionError
 from precopy.pci.memory import RegionSpec
 from precopy.vfio.guest import Guest, Opened
 
 PREFIX = "sim:"
 
-#: The guest's.
-GUEST: dict[str, Option] = {
-    "qps": Option(number, "16", "QP pairs of the guest"),
-    "active": Option(number, "-1", "pairs that send messages (-1: all, at most 64)"),
-    "rate": Option(number, "2000", "messages a second, all pairs together (0: no pause)"),
-    "size": Option(number, "256", "bytes of a message"),
-    "mix": Option(str, "siwr", "s SEND, i SEND with immediate, w RDMA WRITE, r RDMA READ"),
-    "guest": Option(switch, "1", "0: no guest"),
-}
-
 #: Everything that may stand behind ``sim:mlx5?``.
-PARAMETERS: dict[str, Option] = {**GUEST, **options.CARD}
+PARAMETERS: dict[str, Option] = {**GUEST, **card.CARD}
 
 
 def parse(name: str) -> dict[str, object]:
@@ -39,27 +32,6 @@ def parse(name: str) -> dict[str, object]:
         raise DeviceNameError(f"{name}: {error}") from error
 
 
-def workload_of(found: dict[str, object]) -> WorkloadConfig | None:
-    """The guest that parameters describe, or None where there is to be none. ValueError."""
-    pairs = _int(found["qps"])
-    if not found["guest"] or not pairs:
-        return None
-    active = _int(found["active"])
-    return WorkloadConfig(
-        pairs=pairs,
-        active=min(pairs, 64) if active < 0 else active,
-        rate=_int(found["rate"]),
-        size=_int(found["size"]),
-        mix=str(found["mix"]),
-        seed=_int(found["seed"]),
-    )
-
-
-def _int(value: object) -> int:
-    assert isinstance(value, int)
-    return value
-
-
 def open_sim(name: str, *, target: bool = False) -> Opened:
     """Open a simulated device; ``target``: without a guest of its own. DeviceNameError, OSError."""
     found = parse(name)
@@ -68,7 +40,7 @@ def open_sim(name: str, *, target: bool = False) -> Opened:
     except ValueError as error:
         raise DeviceNameError(f"{name}: {error}") from error
     # A target takes whatever bulk state comes; an untouched table costs nothing.
-    adapter = Adapter(options.config(found, blank=target), faults=options.faults(found))
+    adapter = Adapter(card.config(found, blank=target), faults=card.faults(found))
     port = adapter.vfs[0]
     device = SimDevice(adapter, name)
     opened = Opened(device, count_records=RecordCounter)

@@ -3,23 +3,24 @@
 from collections.abc import Sequence
 from urllib.parse import parse_qsl, urlencode
 
-from precopy.backends import sim
+from precopy import options
 from precopy.backends.errors import DeviceNameError
 from precopy.backends.kernel import KernelVfioDevice, open_kernel_device
 from precopy.backends.kernel.discovery import OPTIONS as ATTACH_OPTIONS
 from precopy.backends.vfio_guest import VfioBus
-from precopy.connectx import options
-from precopy.connectx.options import Option, OptionError, number
 from precopy.guest import WorkloadConfig, WorkloadGuest
 from precopy.guest.bringup import BringUpError
+from precopy.guest.options import GUEST as GUEST_OPTIONS
+from precopy.guest.options import workload_of
 from precopy.guest.pci_port import PciPort
 from precopy.mlx5_abi.records import RecordCounter
+from precopy.options import Option, OptionError, number
 from precopy.pci.memory import RegionSpec
 from precopy.vfio.guest import Guest, Opened
 
 #: The guest's parameters; a kernel's device has none unless asked for.
 GUEST: dict[str, Option] = {
-    **sim.GUEST,
+    **GUEST_OPTIONS,
     "guest": Option(options.switch, "0", "1: a guest, on a VF of the lab's software ConnectX"),
     "seed": Option(number, "1", "of messages"),
 }
@@ -39,7 +40,7 @@ def _split(name: str) -> tuple[str, WorkloadConfig | None]:
     mine = [(key, value) for key, value in given if key in GUEST]
     rest = [(key, value) for key, value in given if key not in GUEST]
     try:
-        workload = sim.workload_of(options.parse(urlencode(mine), GUEST))
+        workload = workload_of(options.parse(urlencode(mine), GUEST))
     except (OptionError, ValueError) as error:
         raise DeviceNameError(f"{name}: {error}") from error
     return f"{device}?{urlencode(rest)}" if rest else device, workload

@@ -1,22 +1,38 @@
 """``precopy``: the command line."""
 
+import importlib
 import sys
 
 import click
 
-from precopy.cli.devices import devices
-from precopy.cli.lab import lab
-from precopy.cli.migrate import migrate
-from precopy.cli.receive import receive
+#: Every command: the module that has it, under the command's own name. A module is imported when its
+#: command is wanted: in a lab kernel most of a command's time would go into importing the others.
+COMMANDS = {
+    "devices": "precopy.cli.devices",
+    "lab": "precopy.cli.lab",
+    "migrate": "precopy.cli.migrate",
+    "receive": "precopy.cli.receive",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """The commands of :data:`COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        found = getattr(importlib.import_module(module), cmd_name)
+        assert isinstance(found, click.Command)
+        return found
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="precopy")
 def main() -> None:
     """Live migration of VFIO devices: simulated ones, and the kernel's."""
     # A thread that waits for its turn makes downtime: the default of 5 ms is long here.
     sys.setswitchinterval(0.0005)
-
-
-for command in (migrate, receive, devices, lab):
-    main.add_command(command)

@@ -17,6 +17,7 @@ from precopy.cli.common import (
     open_or_fail,
     progress_of,
 )
+from precopy.cli.hold import hold
 from precopy.cli.receiver import Receiver
 from precopy.engine import address as addresses
 from precopy.engine.address import AddressError
@@ -87,6 +88,13 @@ from precopy.vfio.guest import Guest
     show_default=True,
     help="Seconds that a guest works on in a process started for it, before it is counted.",
 )
+@click.option(
+    "--hold",
+    "keep",
+    is_flag=True,
+    help="In doubt whether it runs at the target, keep the device here, stopped, until a signal says"
+    " what becomes of it.",
+)
 @click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 def migrate(
@@ -102,6 +110,7 @@ def migrate(
     wait: float,
     silence: float,
     run_for: float,
+    keep: bool,
     progress: str,
     as_json: bool,
 ) -> None:
@@ -119,7 +128,7 @@ def migrate(
     reports = []
     for precopy in (True, False) if compare else (not no_precopy,):
         options = Options(precopy=precopy, policy=policy, silence=silence, min_rounds=min_rounds)
-        reports.append(_once(source, target, options, wait, run_for, progress))
+        reports.append(_once(source, target, options, wait, run_for, keep, progress))
     if as_json:
         found = [report.to_dict() for report in reports]
         print(json.dumps(found if compare else found[0], indent=2))
@@ -135,7 +144,13 @@ def migrate(
 
 
 def _once(
-    source: str, target: str, options: Options, wait: float, run_for: float, progress: str
+    source: str,
+    target: str,
+    options: Options,
+    wait: float,
+    run_for: float,
+    keep: bool,
+    progress: str,
 ) -> Report:
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
@@ -159,6 +174,8 @@ def _once(
                 report = move(opened, channel, options, tell)
         except InDoubt as error:
             where = receiver.end() if receiver else f"it listened at {target}"
+            if keep:
+                hold(opened, signals, f"{error}; {where}", error.status)
             fail(f"{error}; {where}", error.status)
         except MigrationError as error:
             fail(f"{error}{_still_working(guest, error)}", error.status)

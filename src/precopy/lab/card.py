@@ -3,18 +3,20 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from precopy.connectx import Adapter, InlineExecutor, options
-from precopy.connectx.options import Option, OptionError, number, within
+from precopy import options
+from precopy.connectx import Adapter, InlineExecutor
+from precopy.connectx import options as kinds
 from precopy.connectx.pci_function import MAX_VFS
 from precopy.connectx.trace import to as trace_to
 from precopy.frontends.virtio_pcidev import Server
 from precopy.lab.errors import LabError
+from precopy.options import Option, OptionError, number, within
 
 #: Everything that may stand behind ``mlx5?``.
 PARAMETERS: dict[str, Option] = {
     "vfs": Option(within(1, MAX_VFS), "2", "VFs, bound to mlx5_vfio_pci"),
     "timeout": Option(number, "60", "seconds that the driver waits for a command"),
-    **options.CARD,
+    **kinds.CARD,
 }
 
 
@@ -38,9 +40,9 @@ class Card:
         assert isinstance(vfs, int)
         assert isinstance(timeout, int)
         self.vfs = vfs
-        config = options.config(found, num_vfs=vfs, command_timeout=timeout)
+        config = kinds.config(found, num_vfs=vfs, command_timeout=timeout)
         #: Everything is done while the kernel waits, so in the thread that it waits for.
-        self.adapter = Adapter(config, faults=options.faults(found), executor=InlineExecutor())
+        self.adapter = Adapter(config, faults=kinds.faults(found), executor=InlineExecutor())
         self.pf, vf_functions = self.adapter.pci_functions()
         self._server = Server([self.pf, *vf_functions], directory)
 

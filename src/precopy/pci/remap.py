@@ -14,9 +14,8 @@ reads 0, or the errno. A reset takes all of them away.
 
 import contextlib
 import errno
+import struct
 import threading
-
-import numpy as np
 
 from precopy.pci import capabilities
 from precopy.pci.config_space import ConfigSpace
@@ -71,16 +70,20 @@ class RemapCapability:
         if not 0 < count <= MAX_PAGES or address % PAGE_BYTES:
             return errno.EINVAL
         try:
-            pages = np.frombuffer(self._dma.read(where, 8 * count), dtype="<u8").astype(np.int64)
-            if np.any(pages % PAGE_BYTES):
+            pages = struct.unpack(f"<{count}Q", self._dma.read(where, 8 * count))
+            if any(page % PAGE_BYTES for page in pages):
                 return errno.EINVAL
-            # Pages that follow each other in the space beneath become one mapping.
-            ends = np.flatnonzero(np.diff(pages) != PAGE_BYTES) + 1
             with self._lock:
-                for low, high in zip((0, *ends.tolist()), (*ends.tolist(), count), strict=True):
-                    view = self._dma.view(int(pages[low]), (high - low) * PAGE_BYTES)
+                low = 0
+                while low < count:
+                    # Pages that follow each other in the space beneath become one mapping.
+                    high = low + 1
+                    while high < count and pages[high] == pages[high - 1] + PAGE_BYTES:
+                        high += 1
+                    view = self._dma.view(pages[low], (high - low) * PAGE_BYTES)
                     self._dma.map(address + low * PAGE_BYTES, view)
                     self._mapped.append(address + low * PAGE_BYTES)
+                    low = high
         except OSError as error:
             return error.errno or errno.EIO
         return 0
