@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from precopy.cli.show import Display, show
 from precopy.engine.progress import (
-    Display,
     JsonLines,
     Lines,
     Progress,
@@ -19,7 +19,7 @@ from precopy.engine.progress import (
     safely,
     silent,
 )
-from precopy.engine.report import Image, Report, human, show
+from precopy.engine.report import Image, Report, human
 from precopy.vfio.guest import GuestCounts
 
 NOW = Snapshot("middle images", 300 << 20, 1.5e9, 1 << 20, 4096, 0.0123)

@@ -11,12 +11,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
 
 from precopy.backends import DeviceNameError, open_device
 from precopy.engine.messages import printable
 from precopy.engine.outcome import ExitStatus, reason_of
-from precopy.engine.progress import Display, JsonLines, Lines, Progress, silent
+from precopy.engine.progress import JsonLines, Lines, Progress, silent
 from precopy.vfio.guest import Opened
 
 
@@ -114,9 +113,11 @@ MILLISECONDS = number("milliseconds")
 @contextlib.contextmanager
 def progress_of(kind: str) -> Iterator[Progress]:
     """``auto``: a display on a terminal, else lines; ``lines``, ``json``, ``none``."""
-    console = Console(stderr=True)
-    if kind == "auto" and console.is_terminal:
-        with Display(console) as display:
+    if kind == "auto" and sys.stderr.isatty():
+        # Imported when wanted: a good part of a command's time in a lab kernel.
+        from precopy.cli.show import display_on_stderr
+
+        with display_on_stderr() as display:
             yield display
     elif kind in ("auto", "lines"):
         yield Lines()

@@ -4,8 +4,6 @@ import json
 from contextlib import ExitStack, closing
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from precopy.cli.common import (
     MILLISECONDS,
@@ -25,7 +23,7 @@ from precopy.engine.channel import Channel
 from precopy.engine.outcome import ExitStatus, InDoubt, MigrationError, reason_of
 from precopy.engine.policy import GiveUp, Policy
 from precopy.engine.progress import Progress, Snapshot, safely
-from precopy.engine.report import Report, show
+from precopy.engine.report import Report
 from precopy.engine.source import Options
 from precopy.engine.source import migrate as move
 from precopy.vfio.guest import Guest
@@ -133,11 +131,10 @@ def migrate(
         found = [report.to_dict() for report in reports]
         print(json.dumps(found if compare else found[0], indent=2))
     else:
-        console = Console()
-        for report in reports:
-            show(report, console)
-        if compare:
-            console.print(_side_by_side(*reports))
+        # Imported when wanted: a good part of a command's time in a lab kernel.
+        from precopy.cli import show
+
+        show.reports(reports)
     for report in reports:
         if report.guest is not None and report.guest.faults:
             fail(f"the guest counted faults: {report.guest}", ExitStatus.GUEST_FAULTS)
@@ -185,7 +182,8 @@ def _once(
             # The device has moved. Whoever is in a hurry, also since before it had, gets its guest
             # counted sooner.
             signals.action = receiver.hurry
-            if options.cancel.is_set():
+            if options.cancel.is_set() or guest is None:
+                # Without a guest there is nothing to wait for.
                 receiver.hurry()
             report.guest = receiver.guest()
             if report.guest is None and guest is not None:
@@ -227,24 +225,3 @@ def _still_working(guest: Guest | None, error: MigrationError) -> str:
         return ""
     counts = guest.settle(5.0)
     return f"; its guest has sent {counts.sent} messages, {counts.faults} faults"
-
-
-def _side_by_side(with_precopy: Report, without: Report) -> Table:
-    table = Table(title="PRE_COPY and without", title_justify="left")
-    for name in ("stage of the downtime", "with PRE_COPY", "without", "ratio"):
-        table.add_column(name, justify="left" if name.startswith("stage") else "right")
-    rows = {
-        name: (with_precopy.stages.get(name, 0.0), without.stages.get(name, 0.0))
-        for name in without.stages
-    }
-    for name, (one, other) in rows.items():
-        table.add_row(name, f"{one * 1e3:.1f} ms", f"{other * 1e3:.1f} ms", "")
-    one, other = with_precopy.downtime, without.downtime
-    table.add_section()
-    table.add_row(
-        "in all",
-        f"{one * 1e3:.1f} ms",
-        f"{other * 1e3:.1f} ms",
-        f"{one / other:.2f}" if other else "",
-    )
-    return table

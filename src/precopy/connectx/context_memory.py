@@ -113,6 +113,8 @@ class ContextMemory:
         self.pages: NDArray[np.uint8] = self.bytes.reshape(-1, PAGE_SIZE)
         self._present = np.zeros(len(self.pages), dtype=np.bool_)
         self._dirty = np.zeros(len(self.pages), dtype=np.bool_)
+        #: How often it has been cleared: what was known of its pages before is void.
+        self.clearings = 0
         self.tables: dict[str, Table] = {}
         base = 0
         for name, spec in tables.items():
@@ -176,3 +178,4 @@ class ContextMemory:
         self._map.madvise(mmap.MADV_DONTNEED)
         self._present[:] = False
         self._dirty[:] = False
+        self.clearings += 1

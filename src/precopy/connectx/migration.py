@@ -35,7 +35,7 @@ class Migration:
 
     def __init__(self, vhca: Vhca) -> None:
         self._vhca = vhca
-        self._generation = vhca.generation
+        self._clearings = vhca.memory.clearings
         self._sessions = 0
         self._forget()
 
@@ -55,10 +55,10 @@ class Migration:
         return first + self._sessions if first else secrets.randbits(64) | 1
 
     def _sync(self) -> None:
-        """A reset ends every session."""
-        if self._generation != self._vhca.generation:
+        """A reset ends every session; a driver that starts over (TEARDOWN_HCA) ends none."""
+        if self._clearings != self._vhca.memory.clearings:
             self._sessions = 0
-            self._generation = self._vhca.generation
+            self._clearings = self._vhca.memory.clearings
             self._forget()
 
     # --- Suspend and resume -------------------------------------------------------------------
@@ -137,7 +137,7 @@ class Migration:
             if not track and not vhca.responder_suspended:
                 # The function goes on running: tracking ends, and nobody loads this image.
                 self._forget()
-                return self._end_of_tracking(Scattered(parts, size))
+                return self._end_of_tracking(Scattered(parts, min(size, image.HEADER_BYTES)))
             fit = image.pages_in(size)
             if fit < 0:
                 raise Refused(Status.BAD_PARAM, 0x5B22, "the buffer is too small for an image")
@@ -172,7 +172,6 @@ class Migration:
     def _end_of_tracking(self, target: Scattered) -> tuple[int, int]:
         if target.size < image.HEADER_BYTES:
             return 0, 0
-        target = Scattered([target.view(0, image.HEADER_BYTES)], image.HEADER_BYTES)
         image.finish(target, self._header(ImageFlags(0), 0))
         return image.HEADER_BYTES, 0
 
@@ -246,7 +245,7 @@ class Migration:
             if header.flags & ImageFlags.FINAL:
                 self._complete = True
             vhca.forget_derived()
-            self._generation = vhca.generation
+            self._clearings = vhca.memory.clearings
 
     def _check(self, header: ImageHeader) -> None:
         config = self._vhca.config

@@ -6,10 +6,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Protocol, TextIO
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-
 from precopy.engine.report import human
 
 #: Seconds between two lines of the same phase.
@@ -98,26 +94,3 @@ class JsonLines:
     def __call__(self, now: Snapshot) -> None:
         if self._paced.due(now):
             print(json.dumps(asdict(now)), file=self._out, flush=True)
-
-
-class Display:
-    """A display that stays in its place, for terminals. Used as a context."""
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, transient=True, refresh_per_second=8)
-
-    def __enter__(self) -> "Display":
-        self._live.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._live.__exit__(None, None, None)
-
-    def __call__(self, now: Snapshot) -> None:
-        table = Table.grid(padding=(0, 2))
-        table.add_row("phase", now.phase)
-        table.add_row("sent", f"{human(now.bytes)} at {human(now.rate)}/s")
-        table.add_row("initial", human(now.initial_bytes))
-        table.add_row("dirty", human(now.dirty_bytes))
-        table.add_row("predicted downtime", f"{now.predicted_downtime * 1e3:.0f} ms")
-        self._live.update(table)

@@ -8,12 +8,14 @@ as a script, with nothing of the package.
 
 import ctypes
 import os
+import signal
 import struct
 import sys
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _MOUNT_SETATTR = 442
+_PR_SET_PDEATHSIG = 1
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _RDONLY = 1
 #: attr_set, attr_clr, propagation, userns_fd
@@ -56,6 +58,8 @@ def main(arguments: list[str]) -> None:
     split = arguments.index("--")
     writable, command = arguments[:split], arguments[split + 1 :]
     _enter()
+    # It does not outlive who started it, however that ends. New credentials would undo this.
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL), "tying it to its parent")
     _check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "private mounts")
     for path in writable:
         _check(_libc.mount(path.encode(), path.encode(), None, _MS_BIND, None), f"mounting {path}")
