@@ -116,6 +116,17 @@ def _refuses_what_is_cut(step: Step) -> bool:
     )
 
 
+def _asks_in_vain(step: Step) -> bool:
+    """The question is refused (a fault was planned for it): ours stays in RESUMING, which can be tried again."""
+    return (
+        step.operation[0] == "set_state"
+        and str(step.ours[-1]) == "RESUMING"
+        and bool(step.our_commands)
+        and _asks(step.our_commands[-1])
+        and "-> OK" not in step.our_commands[-1]
+    )
+
+
 def _short_size_record(step: Step) -> bool:
     """The kernel takes the record's length on trust; ours refuses one that is too short for a le64."""
     written = [each for each in (*step.before, step.operation) if each[0] == "write_bytes"]
@@ -143,6 +154,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("Leaving PRE_COPY while its cleanup save fails", _cleanup_fails),
     Difference("PRE_COPY_P2P → STOP_COPY that fails half way", _half_done),
     Difference("RESUMING → STOP: a question to the firmware", _asks_at_the_end, parts=False),
+    Difference("RESUMING → STOP: a question to the firmware", _asks_in_vain),
     Difference("A size record of less than 8 bytes", _short_size_record),
     Difference("GET_PRECOPY_INFO on an earlier session's data_fd", _asks_for_another, parts=False),
     Difference("An image of no bytes", _empty_image),
