@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from precopy.mlx5_abi.commands import Opcode
 from tests.lab.operations import EMPTY_IMAGE, SHORT_SIZE_RECORD, Operation, Outcome
 
 
@@ -116,6 +117,22 @@ def _refuses_what_is_cut(step: Step) -> bool:
     )
 
 
+def _asks_before_a_fault(step: Step) -> bool:
+    """The question counts among the queries of which one is planned to fail: from here on, another one."""
+    planned = [
+        each
+        for each in step.before
+        if each[:2] == ["fault", int(Opcode.QUERY_VHCA_MIGRATION_STATE)]
+    ]
+    return (
+        step.operation[0] in ("set_state", "restore")
+        and bool(planned)
+        and bool(step.our_commands)
+        and _asks(step.our_commands[0])
+        and not (step.kernel_commands and _asks(step.kernel_commands[0]))
+    )
+
+
 def _asks_in_vain(step: Step) -> bool:
     """The question is refused (a fault was planned for it): ours stays in RESUMING, which can be tried again."""
     return (
@@ -153,6 +170,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference("Leaving PRE_COPY after a failed session", _leaves_precopy),
     Difference("Leaving PRE_COPY while its cleanup save fails", _cleanup_fails),
     Difference("PRE_COPY_P2P → STOP_COPY that fails half way", _half_done),
+    Difference("RESUMING → STOP: a question to the firmware", _asks_before_a_fault),
     Difference("RESUMING → STOP: a question to the firmware", _asks_at_the_end, parts=False),
     Difference("RESUMING → STOP: a question to the firmware", _asks_in_vain),
     Difference("A size record of less than 8 bytes", _short_size_record),
