@@ -4,12 +4,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3
 
-.PHONY: help run test lab-test qemu-test lint format htmldocs pdfdocs bench clean
+.PHONY: help run test lab-test lab-soak qemu-test lint format htmldocs pdfdocs bench clean
 
 help:
 	@echo 'make run       move a software ConnectX VF between two processes, both ways'
 	@echo 'make test      the tests (under three minutes)'
 	@echo 'make lab-test  the tests against a real kernel (builds it the first time)'
+	@echo 'make lab-soak  a working guest goes back and forth in a real kernel, TRIPS=200 times'
 	@echo 'make qemu-test QEMU moves the same device in the same kernel (installs it in the cache)'
 	@echo 'make lint      ruff and mypy --strict'
 	@echo 'make htmldocs  the documentation, in Documentation/_build/html'
@@ -49,6 +50,12 @@ test: $(VENV)/.test
 lab-test: $(VENV)/.test
 	$(VENV)/bin/precopy lab build >/dev/null
 	$(PY) -m pytest tests/lab
+
+TRIPS ?= 200
+
+lab-soak: $(VENV)/.test
+	$(VENV)/bin/precopy lab build >/dev/null
+	$(PY) -m tests.lab.soak --trips $(TRIPS)
 
 qemu-test: $(VENV)/.test
 	$(VENV)/bin/precopy lab build >/dev/null

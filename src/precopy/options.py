@@ -13,16 +13,25 @@ class OptionError(ValueError):
 
 
 def number(text: str) -> int:
-    return int(text, 0)
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number") from None
 
 
-def size(text: str) -> int:
-    """Bytes, rounded up to pages."""
-    found = re.fullmatch(r"(\d+)([KMG]?)(i?B)?", text)
-    if not found:
-        raise ValueError("a size is a number with K, M or G behind it")
-    count = int(found.group(1)) * _UNITS[found.group(2)]
-    return -(-count // 4096) * 4096
+def size(most: int) -> Callable[[str], int]:
+    """Bytes, rounded up to pages, up to ``most``."""
+
+    def parse(text: str) -> int:
+        found = re.fullmatch(r"(\d{1,15})([KMG]?)(i?B)?", text)
+        if not found:
+            raise ValueError("a size is a number with K, M or G behind it")
+        count = int(found.group(1)) * _UNITS[found.group(2)]
+        if count > most:
+            raise ValueError(f"{text} is more than {most >> 30}G")
+        return -(-count // 4096) * 4096
+
+    return parse
 
 
 def switch(text: str) -> bool:
@@ -55,9 +64,13 @@ class Option:
 def parse(query: str, options: Mapping[str, Option]) -> dict[str, object]:
     """The value of each of ``options``, given in ``query`` or not. OptionError."""
     try:
-        given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError as error:
         raise OptionError(str(error)) from error
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise OptionError(f"parameter {twice!r} is given twice")
     unknown = given.keys() - options.keys()
     if unknown:
         raise OptionError(

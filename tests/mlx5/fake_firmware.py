@@ -120,6 +120,10 @@ class FakeFirmware:
         self._count[opcode] = self._count.get(opcode, 0) + 1
         outbox = command.outbox()
         asked = command.inbox(inbox)
+        # The real one would fail the save, or the query.
+        increment = opcode is Opcode.QUERY_VHCA_MIGRATION_STATE and asked.incremental
+        apart = increment or opcode in (Opcode.SUSPEND_VHCA, Opcode.SAVE_VHCA_STATE)
+        assert not (self.held and apart), f"{opcode.name} beside a save"
         status = self.faults.pop((opcode, self._count[opcode]), status)
         if status:
             self.log.append(f"{opcode.name}!")

@@ -7,6 +7,7 @@ import pytest
 
 from precopy.mlx5_abi.commands import Opcode
 from precopy.mlx5_abi.records import size_record
+from precopy.vfio.device import PrecopyInfo
 from precopy.vfio.states import DeviceState, MigrationFlags
 from precopy.vfio.uapi import Feature, FeatureFlags, PrecopyInfoFlags
 from tests.mlx5.conftest import MakeRig, read_all, read_some, records
@@ -134,6 +135,25 @@ def test_a_final_state_larger_than_its_buffer_gets_a_larger_one(make_rig: MakeRi
     assert [len(payload) for _, payload in records(read_all(file))] == [8, 10_000, 50_000]
 
 
+def test_a_card_without_chunk_mode_gets_room_for_ten_per_cent_of_growth(make_rig: MakeRig) -> None:
+    rig = make_rig(full_size=10 * 4096)
+    rig.device.set_state(PC)
+    assert rig.firmware.take_log()[2:4] == ["CREATE_MKEY 11"] * 2
+    rig.device.set_state(S)
+    rig.firmware.take_log()
+    # Stopped it does not grow.
+    rig.device.set_state(SC)
+    assert rig.firmware.take_log()[2] == "CREATE_MKEY 10"
+
+
+@pytest.mark.parametrize("full", [(1 << 32) - 4096, (1 << 32) - 1])
+def test_no_buffer_is_larger_than_a_save_can_be(make_rig: MakeRig, full: int) -> None:
+    rig = make_rig(full_size=full)
+    rig.firmware.at[rig.firmware.commands + 5] = lambda: 0x1  # the save itself, of 4 GiB
+    rig.device.set_state(PC)
+    assert rig.firmware.take_log()[2:4] == [f"CREATE_MKEY {(1 << 20) - 1}"] * 2
+
+
 def test_no_increment_while_unread_and_none_in_precopy_p2p(make_rig: MakeRig) -> None:
     rig = make_rig(incremental_size=50)
     file = rig.device.set_state(PC)
@@ -188,6 +208,61 @@ def test_without_infov2_reinit_is_not_told(make_rig: MakeRig) -> None:
     read_some(file)
     info = file.precopy_info()
     assert (info.flags, info.initial_bytes, info.dirty_bytes) == (0, 0, 616)
+
+
+def test_reinit_is_told_only_by_firmware_that_has_the_capability(make_rig: MakeRig) -> None:
+    rig = make_rig(migration_state=False, incremental_size=600, state=4)
+    rig.device.enable_precopy_info_v2()
+    file = rig.device.set_state(PC)
+    assert file is not None
+    read_some(file)
+    info = file.precopy_info()
+    assert (info.flags, info.initial_bytes, info.dirty_bytes) == (0, 0, 616)
+
+
+def test_a_new_initial_state_of_nothing_is_none(make_rig: MakeRig) -> None:
+    """REINIT with initial_bytes 0 would be no news, and linux/vfio.h wants more than 0."""
+    rig = make_rig(migration_state=True, state=4)
+    rig.device.enable_precopy_info_v2()
+    file = rig.device.set_state(PC)
+    assert file is not None
+    assert file.precopy_info() == PrecopyInfo(10_040, 0)
+    read_some(file)
+    assert file.precopy_info() == PrecopyInfo(0, 0)
+
+
+def test_a_save_of_reinit_that_is_refused_leaves_the_final_image(make_rig: MakeRig) -> None:
+    rig = make_rig(migration_state=True, incremental_size=600, state=4)
+    rig.device.enable_precopy_info_v2()
+    file = rig.device.set_state(PC)
+    assert file is not None
+    read_some(file)
+    rig.firmware.fail(Opcode.SAVE_VHCA_STATE, 1, 9)
+    assert file.precopy_info() == PrecopyInfo(616, 0, PrecopyInfoFlags.REINIT)
+    with pytest.raises(OSError, match="ENOMSG"):
+        read_some(file)
+    assert file.precopy_info() == PrecopyInfo(0, 0)
+    rig.device.set_state(SC)
+    assert [len(payload) for _, payload in records(read_all(file))] == [10_000]
+
+
+@pytest.mark.parametrize("opcode", [Opcode.QUERY_VHCA_MIGRATION_STATE, Opcode.CREATE_MKEY])
+def test_a_question_that_fails(make_rig: MakeRig, opcode: Opcode) -> None:
+    """A query that fails changes nothing; an image for which there is no room ends the session."""
+    rig = make_rig(incremental_size=50_000)
+    file = rig.device.set_state(PC)
+    assert file is not None
+    read_some(file)
+    rig.firmware.fail(opcode, 1, 8)
+    with pytest.raises(OSError, match="ENOMEM"):
+        file.precopy_info()
+    if opcode is Opcode.QUERY_VHCA_MIGRATION_STATE:
+        assert file.precopy_info() == PrecopyInfo(0, 50_016)
+    else:
+        with pytest.raises(OSError, match="ENODEV"):
+            file.precopy_info()
+    rig.device.set_state(R)
+    assert rig.device.state is R
 
 
 def test_data_size(make_rig: MakeRig) -> None:
@@ -288,6 +363,43 @@ def test_precopy_error_falls_back_to_a_full_final_image(make_rig: MakeRig) -> No
     assert rig.firmware.take_log()[-2:] == ["QUERY inc=0", "SAVE inc=0 track=0"]
     stream += read_all(file)
     assert [len(payload) for _, payload in records(stream)] == [8, 10_000, 10_000]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_after_precopy_error_the_cleanup_is_sized_by_a_full_query(
+    make_rig: MakeRig, first: bool
+) -> None:
+    """Where not even the first save went through, firmware has nothing to be incremental to."""
+    rig = make_rig(incremental_size=300)
+    if first:
+        rig.firmware.fail(Opcode.SAVE_VHCA_STATE, 1, 9)
+    file = rig.device.set_state(PC)
+    assert file is not None
+    if not first:
+        read_some(file)
+        rig.firmware.fail(Opcode.SAVE_VHCA_STATE, 1, 9)
+        file.precopy_info()
+    rig.firmware.take_log()
+    rig.device.set_state(R)
+    commands = [line for line in rig.firmware.take_log() if "MKEY" not in line]
+    assert commands == ["QUERY inc=0", "SAVE inc=0 track=0", "DEALLOC_PD"]
+
+
+def test_a_cleanup_that_fails_can_be_tried_again(make_rig: MakeRig) -> None:
+    """The kernel's driver stays in PRE_COPY without a session: only a reset helps there."""
+    rig = make_rig(incremental_size=300)
+    file = rig.device.set_state(PC)
+    assert file is not None
+    rig.firmware.fail(Opcode.SAVE_VHCA_STATE, 1, 1)
+    with pytest.raises(OSError, match="try again, or reset") as caught:
+        rig.device.set_state(S)
+    assert caught.value.errno == errno.EIO
+    assert rig.device.state is PC
+    for call in (lambda: read_some(file), file.precopy_info, lambda: rig.device.set_state(SC)):
+        with pytest.raises(OSError, match="ENODEV"):
+            call()
+    rig.device.set_state(S)
+    assert rig.device.state is S
 
 
 @pytest.mark.parametrize("status", [1, 3, 8])

@@ -277,6 +277,10 @@ def use_write(rig: Rig, file: MigrationFile) -> None:
     assert file.write(IMAGE) == len(IMAGE)
 
 
+def use_data_size(rig: Rig, file: MigrationFile) -> None:
+    assert rig.device.data_size() == rig.firmware.full_size
+
+
 def begin_chunks(rig: Rig) -> MigrationFile:
     rig.firmware.next_required.extend([20_000, 50_000])
     file = rig.device.set_state(SC)
@@ -291,7 +295,7 @@ CALLS: dict[
     "precopy_info": (ask_info, use_info),
     "write": (lambda rig: rig.device.set_state(RES), use_write),
     "a later chunk": (begin_chunks, lambda rig, file: rig.worker.run()),
-    "data_size": (ask_info, lambda rig, file: rig.device.data_size() and None),
+    "data_size": (ask_info, use_data_size),
     "reset": (ask_info, lambda rig, file: rig.device.reset()),
 }
 

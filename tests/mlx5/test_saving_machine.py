@@ -1,418 +1,116 @@
-"""The saving file against a model of it, whatever the order of reads, questions, arcs, completions
-and failures.
+"""The saving file against its model, whatever the order of reads, questions, arcs, completions and
+failures."""
 
-The model knows what the saves have given, in order: the stream is that and nothing else. It also
-holds the file to the uAPI's rules of initial_bytes, dirty_bytes, ENOMSG, end of file and poll.
-"""
-
-import errno
-import queue
-import select
-import threading
-from collections import deque
-from collections.abc import Callable
-from typing import TypeVar
+import random
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from precopy.mlx5_abi.commands import Opcode
-from precopy.mlx5_abi.records import RecordHeader, size_record
-from precopy.vfio.device import MigrationFile
 from precopy.vfio.states import DeviceState
-from precopy.vfio.uapi import PrecopyInfoFlags
-from tests.mlx5.conftest import Rig, new_rig, read_some
+from tests.mlx5.saving_model import DIRTY, INIT, Beginning, SavingModel
 
-E, S, R, SC, RES, RP, PC, PCP = DeviceState
-
-INIT, DIRTY = 4, 3
-PATIENCE = 30.0
-
-T = TypeVar("T")
-
-#: The state to enter first, the chunks behind the first, the status of the first save.
-Beginning = tuple[DeviceState, list[int], int]
+STARTS = (DeviceState.PRE_COPY, DeviceState.PRE_COPY_P2P, DeviceState.STOP_COPY)
+#: Mostly none; else a status that a save may answer in PRE_COPY, or one that ends the session.
+FAULTS = (0, 0, 0, 0, 0, 0, 9, 1)
+#: Seldom any, since sessions that go on for long reach more.
+WAYS_OUT = ("", "", "", "", "", "", "stop", "stop", "cancel", "reset", "go on")
+TOTALS = (0, 30_000, 1 << 34)
+QUARTERS = (0, 1, 2, 3, 4, 4, 4)
+REPLIES = (DIRTY, DIRTY, INIT)
 
 sizes = st.integers(1, 20_000)
-#: Mostly none; else a status that a save may answer in PRE_COPY, or one that ends the session.
-faults = st.sampled_from([0, 0, 0, 0, 0, 9, 1])
-beginnings = st.tuples(st.sampled_from([PC, PCP, SC]), st.lists(sizes, max_size=6), faults)
+none_or_sizes = st.one_of(st.just(0), sizes)
+faults = st.sampled_from(FAULTS)
+beginnings = st.tuples(st.sampled_from(STARTS), st.lists(sizes, max_size=6), faults)
 
 
 class SavingMachine(RuleBasedStateMachine):
-    """``done`` of a save comes when :meth:`complete` says so, also while a call waits for it."""
+    """The model's steps in any order, and the shortest order where one of them is wrong."""
 
-    rig: Rig
+    model: SavingModel | None = None
 
     @initialize(
         chunks=st.booleans(),
         cap=st.booleans(),
         v2=st.booleans(),
         full=sizes,
-        total=st.sampled_from([0, 30_000, 1 << 34]),
+        total=st.sampled_from(TOTALS),
         beginning=beginnings,
     )
     def probe(
         self, chunks: bool, cap: bool, v2: bool, full: int, total: int, beginning: Beginning
     ) -> None:
-        self.rig = new_rig(
-            hold=True,
-            chunk_mode=chunks,
-            migration_state=cap,
-            full_size=full,
-            total=max(total, full),
-            state=DIRTY,
-        )
-        self.chunks, self.reinit_on = chunks, cap and v2
-        if v2:
-            self.rig.device.enable_precopy_info_v2()
-        self.here = R
-        self.file: MigrationFile | None = None
-        self.old: list[MigrationFile] = []
-        self.fault = self.status = 0
-        self.following = self.failed_before = False
-        self.begin(*beginning)
+        self.model = SavingModel(chunks, cap, v2, full, total, beginning)
 
-    def clear(self) -> None:
-        self.state = "none"
-        self.expected = b""
-        self.read = b""
-        #: What the save in flight is for, and whether it brings a new initial state.
-        self.flight: tuple[str, bool] | None = None
-        self.initial_end = 0
-        #: The last initial_bytes told, and the position at that time.
-        self.told: tuple[int, int] | None = None
-        self.exact = True
-        self.chunk_ends: list[int] = []
-        self.work = 0
-        self.delayed = False
-
-    def teardown(self) -> None:
-        if hasattr(self, "rig"):
-            self.rig.close()
-
-    # --- Saves --------------------------------------------------------------------------------
-
-    def began(self, kind: str, reinit: bool = False) -> None:
-        assert self.rig.firmware.held == 1
-        assert self.flight is None
-        self.flight = kind, reinit
-        # What the firmware will answer is settled when it takes the command.
-        self.status, self.fault = self.fault, 0
-
-    def complete(self) -> None:
-        assert self.flight is not None
-        (kind, reinit), self.flight = self.flight, None
-        if not self.status and kind != "cleanup":
-            image = self.rig.firmware.images[-1]
-            self.expected += RecordHeader(len(image), 0, 0).pack() + image
-            if kind == "tracked" and (self.state == "new" or reinit):
-                self.initial_end = len(self.expected)
-            if kind == "tracked":
-                self.state = "precopy"
-            else:
-                self.chunk_completed()
-        elif self.status == 9 and kind != "final" and self.state != "error":
-            self.state = "precopy_error"
-        elif self.status:
-            self.state = "error"
-        self.rig.firmware.complete()
-
-    def chunk_completed(self) -> None:
-        following = self.chunks and self.following
-        if not following:
-            self.state = "complete"
-            return
-        self.chunk_ends.append(len(self.expected))
-        if self.unread_chunks() < 2:
-            self.work += 1
-        else:
-            self.delayed = True
-
-    def unread_chunks(self) -> int:
-        return sum(end > len(self.read) for end in self.chunk_ends)
-
-    def arm(self, fault: int) -> None:
-        """The next save fails with ``fault``, where it is not 0."""
-        self.rig.firmware.faults.clear()
-        if fault:
-            self.rig.firmware.fail(Opcode.SAVE_VHCA_STATE, 1, fault)
-        self.fault = fault
-
-    def call(self, work: Callable[[], T], *, cleanup: bool = False) -> T:
-        """``work``; a save in flight completes while it waits for it.
-
-        ``cleanup``: it also waits for one that it starts itself.
-        """
-        if self.flight is None and not cleanup:
-            return work()
-        happened: queue.Queue[str] = queue.Queue()
-        results: list[T] = []
-        errors: list[OSError] = []
-
-        def run() -> None:
-            try:
-                results.append(work())
-            except OSError as error:
-                errors.append(error)
-            happened.put("over")
-
-        self.rig.firmware.on_hold = lambda: happened.put("held")
-        thread = threading.Thread(target=run)
-        thread.start()
-        if self.flight is not None:
-            self.complete()
-        while happened.get(timeout=PATIENCE) == "held":
-            if cleanup:
-                self.failed_before = self.state == "error"
-                self.began("cleanup")
-                self.complete()
-        thread.join()
-        self.rig.firmware.on_hold = lambda: None
-        if errors:
-            raise errors[0]
-        return results[0]
-
-    # --- Arcs ---------------------------------------------------------------------------------
-
-    def set_aside(self, track: bool) -> int:
-        full = self.rig.firmware.full_size
-        if self.chunks:
-            full = max(full, min(8 << 20, self.rig.firmware.total))
-        elif track:
-            full += full // 10
-        return -(-full // 4096) * 4096
-
-    def begin(self, state: DeviceState, following: list[int], fault: int) -> None:
-        self.clear()
-        firmware = self.rig.firmware
-        firmware.next_required = deque(following if state is SC else ())
-        self.arm(fault)
-        self.file = self.rig.device.set_state(state)
-        assert self.file is not None
-        self.file.set_nonblocking(True)
-        self.here, self.state = state, "new"
-        self.expected = size_record(self.set_aside(state is not SC))
-        self.initial_end = len(self.expected)
-        self.began("final" if state is SC else "tracked")
-        self.following = bool(following) and state is SC and not fault
-
-    @rule()
-    def suspend_or_resume(self) -> None:
-        if self.here is SC:
-            return
-        end = PCP if self.here is PC else PC
-        assert self.call(lambda: self.rig.device.set_state(end)) is None
-        self.here = end
-
-    @rule(
-        how=st.sampled_from(["stop", "stop", "cancel", "reset", "go on", *[""] * 6]),
-        increment=sizes,
-        fault=faults,
-        then=beginnings,
-    )
-    def leave(self, how: str, increment: int, fault: int, then: Beginning) -> None:
-        """Seldom, since sessions that go on for long reach more."""
-        if how == "stop" and self.here is not SC:
-            self.stop(increment, then[1], fault)
-        elif how == "cancel" and self.here is not SC:
-            self.cancel(fault, then)
-        elif how == "reset" or (how == "go on" and self.here is SC):
-            self.call(
-                self.rig.device.reset if how == "reset" else lambda: self.rig.device.set_state(R)
-            )
-            self.over(then)
-
-    def stop(self, increment: int, following: list[int], fault: int) -> None:
-        firmware = self.rig.firmware
-        firmware.incremental_size = firmware.incremental_total = increment
-        firmware.next_required = deque(following)
-        # A save in flight has its status already.
-        self.arm(fault)
-        try:
-            assert self.call(lambda: self.rig.device.set_state(SC)) is None
-        except OSError as error:
-            assert error.errno == errno.ENODEV
-            assert self.state == "error"
-            self.here = PCP
-            self.arm(0)
-            return
-        assert self.state != "error"
-        self.here, self.state = SC, "final"
-        self.began("final")
-        self.following = bool(following) and not fault
-
-    def cancel(self, fault: int, then: Beginning) -> None:
-        self.arm(fault)
-        try:
-            assert self.call(lambda: self.rig.device.set_state(R), cleanup=True) is None
-        except OSError as error:
-            assert error.errno == errno.EIO
-            assert fault == 1
-            assert not self.failed_before
-            assert self.state == "error"
-            return
-        assert fault != 1 or self.failed_before
-        self.over(then)
-
-    def over(self, then: Beginning) -> None:
-        assert self.file is not None
-        self.old.append(self.file)
-        self.here, self.file = R, None
-        # Work of the old session that is still queued finds it over.
-        self.rig.firmware.take_log()
-        self.rig.worker.run()
-        assert self.rig.firmware.take_log() == []
-        assert not self.rig.firmware.keys
-        assert not self.rig.firmware.dma.mapped
-        self.begin(*then)
-
-    # --- What else happens --------------------------------------------------------------------
+    @property
+    def there(self) -> SavingModel:
+        assert self.model is not None
+        return self.model
 
     @rule(fault=faults)
     def time_passes(self, fault: int) -> None:
-        """The save in flight completes; or the worker starts one."""
-        if self.flight is not None:
-            self.complete()
-            return
-        if not self.work:
-            return
-        more = len(self.rig.firmware.next_required) > 0
-        self.arm(fault)
-        self.rig.worker.run()
-        self.work -= 1
-        self.began("final")
-        self.following = more and not fault
+        self.there.time_passes(fault)
 
-    # --- What the user does -------------------------------------------------------------------
-
-    def unread(self) -> bytes:
-        return self.expected[len(self.read) :]
-
-    def outcome_of_a_read(self) -> int:
-        """The errno of a read, 0 where it gives bytes or is at the end."""
-        if self.state == "error":
-            return errno.ENODEV
-        if self.unread() or self.state == "complete":
-            return 0
-        if self.state in ("precopy", "precopy_error") and self.flight is None:
-            return errno.ENOMSG
-        return errno.EAGAIN
-
-    @rule(quarters=st.sampled_from([0, 1, 2, 3, 4, 4, 4]), more=st.integers(-1, 2))
+    @rule(quarters=st.sampled_from(QUARTERS), more=st.integers(-1, 2))
     def reads(self, quarters: int, more: int) -> None:
-        assert self.file is not None
-        size = max(1, len(self.unread()) * quarters // 4 + more)
-        code = self.outcome_of_a_read()
-        if code:
-            with pytest.raises(OSError, match=errno.errorcode[code]) as caught:
-                read_some(self.file, size)
-            assert caught.value.errno == code
-            return
-        data = read_some(self.file, size)
-        assert data == self.unread()[:size]
-        before = self.unread_chunks()
-        self.read += data
-        if self.delayed and self.unread_chunks() < before:
-            self.delayed = False
-            self.work += 1
+        self.there.reads(quarters, more)
 
-    @rule(
-        size=st.one_of(st.just(0), sizes),
-        more=st.one_of(st.just(0), sizes),
-        state=st.sampled_from([DIRTY, DIRTY, INIT]),
-        fault=faults,
-    )
+    @rule(size=none_or_sizes, more=none_or_sizes, state=st.sampled_from(REPLIES), fault=faults)
     def asks(self, size: int, more: int, state: int, fault: int) -> None:
-        """VFIO_MIG_GET_PRECOPY_INFO, of a device that has changed by ``size`` bytes or more."""
-        file, firmware = self.file, self.rig.firmware
-        assert file is not None
-        firmware.incremental_size, firmware.state = size, state
-        firmware.incremental_total = size + more if size and self.chunks else size
-        self.arm(fault)
-        try:
-            info = self.call(file.precopy_info) if self.here is not SC else file.precopy_info()
-        except OSError as error:
-            assert error.errno == (errno.EINVAL if self.here is SC else errno.ENODEV)
-            assert self.here is SC or self.state == "error"
-            self.arm(0)
-            return
-        assert self.here is not SC
-        assert self.state != "error"
-        asked = self.here is PC and self.state != "precopy_error"
-        increment = firmware.incremental_size if asked else 0
-        total = firmware.incremental_total if asked else 0
-        reinit = self.reinit_on and firmware.state == INIT and increment > 0
-        unread, left = len(self.unread()), max(0, self.initial_end - len(self.read))
-        if increment and (reinit or not unread):
-            self.began("tracked", reinit)
-            more = total + 16
-        else:
-            self.arm(0)
-            more = total
-        if reinit:
-            wanted = (unread + more, 0)
-            self.initial_end = len(self.expected)
-        else:
-            wanted = (left, 0) if left else (0, unread + more)
-        assert (info.initial_bytes, info.dirty_bytes) == wanted
-        assert info.flags == (PrecopyInfoFlags.REINIT if reinit else 0)
-        exact = total == increment and not fault
-        self.hold_to_the_uapi(info.initial_bytes, info.dirty_bytes, reinit, exact)
+        self.there.asks(size, more, state, fault)
 
-    def hold_to_the_uapi(self, initial: int, dirty: int, reinit: bool, exact: bool) -> None:
-        """The rules of linux/vfio.h alone, as they apply to what was told."""
-        position = len(self.read)
-        if reinit:
-            assert initial > 0
-            assert dirty == 0
-            self.exact = exact
-        elif self.told is None:
-            assert dirty == 0 or position
-            assert initial > 0 or position
-        else:
-            before, at = self.told
-            expected = max(0, before - (position - at))
-            # Nothing but a REINIT whose save failed, or gave a part of it, makes it fall faster.
-            assert initial == expected or (initial < expected and not self.exact)
-        self.told = initial, position
-        assert not (initial and dirty)
-        # Both are 0 just where a read finds the temporary end.
-        assert (initial + dirty == 0) == (self.outcome_of_a_read() == errno.ENOMSG)
+    @rule()
+    def suspend_or_resume(self) -> None:
+        self.there.suspend_or_resume()
+
+    @rule(how=st.sampled_from(WAYS_OUT), increment=sizes, fault=faults, then=beginnings)
+    def leave(self, how: str, increment: int, fault: int, then: Beginning) -> None:
+        self.there.leave(how, increment, fault, then)
 
     @invariant()
-    def one_save_at_a_time(self) -> None:
-        if hasattr(self, "rig"):
-            assert self.rig.firmware.held == (self.flight is not None)
-            assert len(self.rig.worker.work) == self.work
+    def holds(self) -> None:
+        if self.model is not None:
+            self.model.check()
 
-    @invariant()
-    def poll_tells_what_a_read_finds(self) -> None:
-        if hasattr(self, "rig") and self.file is not None:
-            code = self.outcome_of_a_read()
-            events = self.file.poll(select.POLLIN, 0)
-            dead = select.POLLIN | select.POLLRDHUP
-            assert events == {0: select.POLLIN, errno.ENODEV: dead}.get(code, 0)
-
-    @invariant()
-    def old_files_stay_dead(self) -> None:
-        for file in getattr(self, "old", [])[-2:]:
-            with pytest.raises(OSError, match="ENODEV"):
-                read_some(file)
-            code = "ENODEV" if self.here in (PC, PCP) else "EINVAL"
-            if self.flight is None:
-                with pytest.raises(OSError, match=code):
-                    file.precopy_info()
+    def teardown(self) -> None:
+        if self.model is not None:
+            self.model.close()
 
 
 SavingMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None, derandomize=True
+    max_examples=60, stateful_step_count=30, deadline=None, derandomize=True
 )
 TestSaving = SavingMachine.TestCase
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_long_walks(seed: int) -> None:
+    """What only a long history reaches. The steps follow from the seed."""
+    draw = random.Random(seed)
+
+    def size(none: float = 0.0) -> int:
+        return 0 if draw.random() < none else draw.randint(1, 20_000)
+
+    def beginning() -> Beginning:
+        chunks = [size() for _ in range(draw.randint(0, 6))]
+        return draw.choice(STARTS), chunks, draw.choice(FAULTS)
+
+    options = (draw.random() < 0.7, draw.random() < 0.7, draw.random() < 0.7)
+    model = SavingModel(*options, size(), draw.choice(TOTALS), beginning())
+    for _ in range(250):
+        step = draw.choices(("time", "read", "ask", "suspend", "leave"), (4, 4, 4, 1, 1))[0]
+        fault = draw.choice(FAULTS)
+        if step == "time":
+            model.time_passes(fault)
+        elif step == "read":
+            model.reads(draw.choice(QUARTERS), draw.randint(-1, 2))
+        elif step == "ask":
+            model.asks(size(0.2), size(0.5), draw.choice(REPLIES), fault)
+        elif step == "suspend":
+            model.suspend_or_resume()
+        else:
+            model.leave(draw.choice(WAYS_OUT), size(), fault, beginning())
+        model.check()
+    model.close()

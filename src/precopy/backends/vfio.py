@@ -14,7 +14,7 @@ from precopy.guest.options import GUEST as GUEST_OPTIONS
 from precopy.guest.options import workload_of
 from precopy.guest.pci_port import PciPort
 from precopy.mlx5_abi.records import RecordCounter
-from precopy.options import Option, OptionError, number
+from precopy.options import Option, OptionError, within
 from precopy.pci.memory import RegionSpec
 from precopy.vfio.guest import Guest, Opened
 
@@ -22,7 +22,7 @@ from precopy.vfio.guest import Guest, Opened
 GUEST: dict[str, Option] = {
     **GUEST_OPTIONS,
     "guest": Option(options.switch, "0", "1: a guest, on a VF of the lab's software ConnectX"),
-    "seed": Option(number, "1", "of messages"),
+    "seed": Option(within(0, 0xFFFF_FFFF), "1", "of messages"),
 }
 
 

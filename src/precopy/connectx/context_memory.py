@@ -105,7 +105,7 @@ class ContextMemory:
         # Reserved, not committed: a page costs memory once it is written.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map = mmap.mmap(-1, max(size, PAGE_SIZE), flags=flags)
-        with contextlib.suppress(OSError):  # a kernel without huge pages, User-Mode Linux among them
+        with contextlib.suppress(OSError):  # User-Mode Linux has no huge pages
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._map)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)

@@ -48,7 +48,7 @@ def complete(
         consumer, _ = wqe.CQ_DBR.unpack(vhca.dma.read(cq.dbr_addr, wqe.CQ_DBR.size))
         if (producer - consumer) & 0xFFFFFF >= 1 << log and not cq.oi:
             cq.status = _CQ_OVERRUN
-            _event_cq_error(vhca, cq, cqn)
+            _event_cq_error(vhca, cqn)
             return
         own = opcode << 4 | (producer >> log & 1)
         tail = wqe_opcode << 24 | qpn
@@ -92,11 +92,15 @@ def _fire(vhca: Vhca, cq: CqSlot, cqn: int) -> None:
     event(vhca, cq.c_eqn, EventType.COMP, data)
 
 
-def _event_cq_error(vhca: Vhca, cq: CqSlot, cqn: int) -> None:
+def _event_cq_error(vhca: Vhca, cqn: int) -> None:
+    # Not to the EQ of the CQ's completions, which a driver reads as such, whatever the type.
+    eqn = queue_for(vhca, EventType.CQ_ERROR)
+    if eqn is None:
+        return
     data = bytearray(wqe.EQE_BYTES)
     data[wqe.EQE_CQ_ERROR_CQN : wqe.EQE_CQ_ERROR_CQN + 4] = cqn.to_bytes(4, "big")
     data[wqe.EQE_CQ_ERROR_SYNDROME] = _SYNDROME_OVERRUN
-    event(vhca, cq.c_eqn, EventType.CQ_ERROR, data)
+    event(vhca, eqn, EventType.CQ_ERROR, data)
 
 
 def queue_for(vhca: Vhca, kind: EventType) -> int | None:

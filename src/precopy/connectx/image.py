@@ -127,7 +127,7 @@ class Scattered:
     def _ranges(self, offset: int, length: int) -> Iterator[memoryview]:
         """The pieces of ``length`` bytes at ``offset``, as far as there are so many."""
         index = bisect.bisect_right(self._starts, offset) - 1
-        while length > 0 and index < len(self._parts):
+        while length > 0 and 0 <= index < len(self._parts):
             into = offset - self._starts[index]
             piece = self._parts[index][into : into + length]
             yield piece

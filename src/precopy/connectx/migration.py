@@ -253,9 +253,11 @@ class Migration:
             raise ImageFault(0x5A20, f"an image of another kind of device ({header.model:#x})")
         if header.version > config.image_version:
             raise ImageFault(0x5A21, f"version {header.version} is newer than this firmware")
-        missing = header.needs
-        missing &= ~(Needs.MULTI_LOAD if config.multi_load else 0)
-        missing &= ~(Needs.TRACKING_STATE if config.tracking_state else 0)
+        here = (Needs.MULTI_LOAD if config.multi_load else 0) | (
+            Needs.TRACKING_STATE if config.tracking_state else 0
+        )
+        # As a number: the complement of an IntFlag has the flags alone that it knows.
+        missing = header.needs & ~int(here)
         if missing:
             raise ImageFault(0x5A22, f"needs capabilities that are not here ({missing:#x})")
         if header.state_pages > self._vhca.table("steering").slots:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from precopy.connectx.config import AdapterConfig, FaultPlan
-from precopy.options import Option, number, size, switch, whole, within
+from precopy.options import Option, size, switch, whole, within
 
 
 def version(text: str) -> str:
@@ -13,24 +13,31 @@ def version(text: str) -> str:
     return text
 
 
+#: Most bulk state that a card can have: a target has room for so much.
+MAX_STATE = 16 << 30
+
 #: Options of any card.
 CARD: dict[str, Option] = {
-    "state": Option(size, "0", "bulk state of a VF besides its contexts, such as 300M"),
+    "state": Option(size(MAX_STATE), "0", "bulk state of a VF besides its contexts, such as 300M"),
     "chunks": Option(switch, "1", "chunk mode (migration_in_chunks)"),
     "migration_state": Option(switch, "1", "the capability behind REINIT"),
     "migratable": Option(switch, "1", "whether the VF may be migrated"),
     "multi_load": Option(switch, "1", "0: firmware too old for PRE_COPY"),
     "page_track": Option(switch, "1", "whether DMA can be logged (adv_virtualization)"),
-    "image_version": Option(number, "1", "version of the firmware's images"),
+    "image_version": Option(within(1, 0xFFFF), "1", "version of the firmware's images"),
     "log_max_qp": Option(within(4, 20), "18", "QPs of a function, as a power of two"),
     "fault": Option(
         FaultPlan.parse, "", "OPCODE:NTH:STATUS,...: commands that fail (STATUS never: no answer)"
     ),
     "fw": Option(version, "28.43.1014", "firmware version"),
     "serial": Option(str, "MT2243X00001", "serial number"),
-    "seed": Option(number, "1", "of messages and bulk state"),
-    "reinit_pages": Option(number, "256", "pages never sent before that make new initial state"),
-    "first_session": Option(number, "0", "number of the first saving session (0: at random)"),
+    "seed": Option(within(0, 0xFFFF_FFFF), "1", "of messages and bulk state"),
+    "reinit_pages": Option(
+        within(1, 1 << 30), "256", "pages never sent before that make new initial state"
+    ),
+    "first_session": Option(
+        within(0, 1 << 62), "0", "number of the first saving session (0: at random)"
+    ),
 }
 
 

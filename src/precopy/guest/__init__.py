@@ -2,6 +2,8 @@
 
 ``layout``
     where the workload keeps what in its memory
+``messages``, ``pace``
+    what a message holds and what one that arrives means; how many are due
 ``bringup``
     the commands that give it its objects
 ``workload``

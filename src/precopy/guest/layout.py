@@ -79,6 +79,15 @@ OPERATIONS = {
 }
 
 
+#: The lowest and the highest value of each.
+BOUNDS: dict[str, tuple[int, int]] = {
+    "pairs": (1, 1 << 17),
+    "rate": (0, 1 << 20),
+    "size": (32, 65536),
+    "seed": (0, (1 << 32) - 1),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class WorkloadConfig:
     """``pairs`` QP pairs, of which the first ``active`` send ``rate`` messages a second in all.
@@ -95,13 +104,7 @@ class WorkloadConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("pairs", 1, 1 << 17),
-            ("active", 0, self.pairs),
-            ("rate", 0, 1 << 20),
-            ("size", 32, 65536),
-            ("seed", 0, (1 << 32) - 1),
-        ):
+        for name, (low, high) in {**BOUNDS, "active": (0, self.pairs)}.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} must be {low} to {high}, not {getattr(self, name)}")
         if not 1 <= len(self.mix) <= 8 or set(self.mix) - set(OPERATIONS):

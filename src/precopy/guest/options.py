@@ -2,15 +2,25 @@
 
 from collections.abc import Mapping
 
-from precopy.guest.layout import WorkloadConfig
-from precopy.options import Option, number, switch, whole
+from precopy.guest.layout import BOUNDS, WorkloadConfig
+from precopy.options import Option, switch, whole, within
 
+
+def mix(text: str) -> str:
+    return WorkloadConfig(mix=text).mix
+
+
+# Each is looked at also where there is to be no guest, so that a slip of the pen does not pass.
 GUEST: dict[str, Option] = {
-    "qps": Option(number, "16", "QP pairs of the guest"),
-    "active": Option(number, "-1", "pairs that send messages (-1: all, at most 64)"),
-    "rate": Option(number, "2000", "messages a second, all pairs together (0: no pause)"),
-    "size": Option(number, "256", "bytes of a message"),
-    "mix": Option(str, "siwr", "s SEND, i SEND with immediate, w RDMA WRITE, r RDMA READ"),
+    "qps": Option(within(0, BOUNDS["pairs"][1]), "16", "QP pairs of the guest (0: no guest)"),
+    "active": Option(
+        within(-1, BOUNDS["pairs"][1]), "-1", "pairs that send messages (-1: all, at most 64)"
+    ),
+    "rate": Option(
+        within(*BOUNDS["rate"]), "2000", "messages a second, all pairs together (0: no pause)"
+    ),
+    "size": Option(within(*BOUNDS["size"]), "256", "bytes of a message"),
+    "mix": Option(mix, "siwr", "s SEND, i SEND with immediate, w RDMA WRITE, r RDMA READ"),
     "guest": Option(switch, "1", "0: no guest"),
 }
 

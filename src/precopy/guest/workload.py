@@ -260,11 +260,15 @@ class WorkloadGuest:
     # --- Completions --------------------------------------------------------------------------
 
     def _handle_events(self) -> None:
-        """Read the EQ; poll every CQ that it names."""
+        """Read the EQ; then poll every CQ that it names.
+
+        Not while it reads: a CQ that is armed may tell at once, and for ever of what is not there.
+        """
         self._events = False
         control = self._control()
         consumer = control.eq_consumer
         names = {cqn: index for index, (_, _, cqn) in enumerate(self._names)}
+        told: set[int] = set()
         while True:
             at = layout.PAGE + (consumer & ((1 << layout.LOG_EQ) - 1)) * wqe.EQE_BYTES
             if self._view[at + wqe.EQE_OWNER] & 1 != consumer >> layout.LOG_EQ & 1:
@@ -274,13 +278,15 @@ class WorkloadGuest:
                 self._view[at + wqe.EQE_COMP_CQN : at + wqe.EQE_COMP_CQN + 4], "big"
             )
             consumer = consumer + 1 & 0xFFFFFF
-            self._set_control(eq_consumer=consumer)
             if kind == wqe.EventType.COMP and cqn in names:
-                self._poll_cq(names[cqn])
+                told.add(names[cqn])
             elif kind != wqe.EventType.COMP:
                 self._count(Count.FAILED)
+        self._set_control(eq_consumer=consumer)
         word = (control.eqn << 24 | consumer).to_bytes(8, "big")
         self._port.ring(control.uar, wqe.UAR_EQ_ARM, word)
+        for index in sorted(told):
+            self._poll_cq(index)
 
     def _poll_cq(self, index: int) -> None:
         """Take every completion there is; ask to be told of the next where messages are under way."""

@@ -10,12 +10,12 @@ from precopy.connectx.pci_function import MAX_VFS
 from precopy.connectx.trace import to as trace_to
 from precopy.frontends.virtio_pcidev import Server
 from precopy.lab.errors import LabError
-from precopy.options import Option, OptionError, number, within
+from precopy.options import Option, OptionError, within
 
 #: Everything that may stand behind ``mlx5?``.
 PARAMETERS: dict[str, Option] = {
     "vfs": Option(within(1, MAX_VFS), "2", "VFs, bound to mlx5_vfio_pci"),
-    "timeout": Option(number, "60", "seconds that the driver waits for a command"),
+    "timeout": Option(within(1, 3600), "60", "seconds that the driver waits for a command"),
     **kinds.CARD,
 }
 

@@ -57,7 +57,7 @@ class DataBuffer:
             self._map = mmap.mmap(-1, pages * PAGE_SIZE, flags=flags)
         except (OSError, ValueError, OverflowError) as error:
             raise refuse(errno.ENOMEM, f"no room for a buffer of {pages} pages: {error}") from error
-        with contextlib.suppress(OSError):  # a kernel without huge pages, User-Mode Linux among them
+        with contextlib.suppress(OSError):  # User-Mode Linux has no huge pages
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._map)
         self._iova = next(self._iovas)

@@ -12,7 +12,8 @@ from precopy.guest.bringup import run
 from precopy.guest.pci_port import PciPort
 from precopy.mlx5_abi.commands import AllocPdOut, Inbox, Opcode
 from precopy.mlx5_abi.records import SIZE_RECORD_BYTES
-from precopy.vfio.device import MigrationFile
+from precopy.pci.memory import PAGE_SIZE as PAGE_BYTES
+from precopy.vfio.device import DmaRange, MigrationFile
 from precopy.vfio.errors import refuse
 from tests.lab.mlx5.vf import LONG, S, info, new_qps, read_all, write_all
 
@@ -23,7 +24,9 @@ class Attempt:
     def __init__(self, device: KernelVfioDevice, content: Sequence[bytes]) -> None:
         self.device, self.content = device, content
         self.port = PciPort(VfioBus(device))
-        self.guest = WorkloadGuest.power_on(self.port, WorkloadConfig(pairs=1, active=1, rate=0))
+        config = WorkloadConfig(pairs=1, active=1, rate=0)
+        self.guest = WorkloadGuest.power_on(self.port, config)
+        self.memory = DmaRange(*config.region)
         self.guest.step(2)
         pd_out = run(self.port, Opcode.ALLOC_PD, Inbox())
         assert isinstance(pd_out, AllocPdOut)
@@ -48,6 +51,9 @@ class Attempt:
         if found != end:
             raise refuse(getattr(errno, found), "another end")
         return [len(data)]
+
+    def log(self) -> int:
+        return self.device.log_start([self.memory], PAGE_BYTES)
 
     def close(self) -> None:
         if self.file is not None:
@@ -84,6 +90,14 @@ def _write(index: int) -> tuple[str, Step]:
     return f"write {index}", write
 
 
+def _report(attempt: Attempt) -> bool:
+    """Whether the guest's VF is told to have written anything."""
+    begin, length = attempt.memory
+    bitmap = bytearray(length // PAGE_BYTES // 8)
+    attempt.device.log_report(begin, length, PAGE_BYTES, memoryview(bitmap))
+    return any(bitmap)
+
+
 _READ = ("read", lambda attempt: attempt.read("ENOMSG"))
 _READ_LAST = ("read to the end", lambda attempt: attempt.read("EOF"))
 _INFO = ("info", _info)
@@ -108,7 +122,7 @@ class Scenario:
 
 
 #: Without chunk mode.
-SCENARIOS = {
+SCENARIOS: dict[str, Scenario] = {
     "images": Scenario(
         (
             _to(S.PRE_COPY),
@@ -231,6 +245,30 @@ SCENARIOS = {
             "RESUME_VHCA": 2,
         },
         loads=True,
+    ),
+    "log": Scenario(
+        (
+            ("start", lambda attempt: attempt.log()),
+            _CHANGE,
+            ("report", _report),
+            ("stop", lambda attempt: attempt.device.log_stop()),
+        ),
+        {
+            "ALLOC_PD": 1,
+            "CREATE_CQ": 1,
+            "CREATE_QP": 2,
+            "CREATE_MKEY": 1,
+            "RST2INIT_QP": 2,
+            "INIT2RTR_QP": 2,
+            "RTR2RTS_QP": 1,
+            "CREATE_GENERAL_OBJECT": 1,
+            "MODIFY_GENERAL_OBJECT": 1,
+            "DESTROY_GENERAL_OBJECT": 1,
+            "DESTROY_QP": 2,
+            "DESTROY_MKEY": 1,
+            "DESTROY_CQ": 1,
+            "DEALLOC_PD": 1,
+        },
     ),
     "data size": Scenario(
         (("data size", lambda attempt: attempt.device.data_size() > 0),),

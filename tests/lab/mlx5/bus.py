@@ -81,6 +81,19 @@ def offers(marks: Marks) -> Any:
         return _offers(device)
 
 
+def unasked(marks: Marks) -> Any:
+    """The driver can't find out, when it is bound, whether a VF migrates, or by what number."""
+    told = {}
+    for nth, name in ((1, "migratable"), (2, "vhca_id")):
+        _unbind(FIRST)
+        marks.remote.plan(Opcode.QUERY_HCA_CAP, nth, Status.INT_ERR)
+        _bind(FIRST, "mlx5_vfio_pci")
+        told[name] = offers(marks)
+    _bind(FIRST, "mlx5_vfio_pci")
+    told["then"] = offers(marks)
+    return told
+
+
 def host_driver(marks: Marks) -> Any:
     """A VF with mlx5_core itself on it, and taken back; both VFs by autoprobe."""
     told: dict[str, Any] = {}

@@ -43,7 +43,7 @@ def _use(file: MigrationFile | None, origin: DeviceState, *, closed: bool = Fals
     if origin is S.RESUMING:
         return [outcome(lambda: file.write(b"x"))]
     told = [outcome(lambda: read_some(file, 9)), file.poll(timeout=0)]
-    # Asked for on a device that was closed in PRE_COPY it brings the kernel down: see ``crash``.
+    # Asked for on a device that was closed in PRE_COPY it brings the kernel down: see ``crash_by_close``.
     return [*told, None if closed and origin is S.PRE_COPY else outcome(lambda: info(file))]
 
 
@@ -92,7 +92,7 @@ def closing(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) ->
     return told
 
 
-def crash(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) -> Any:
+def crash_by_close(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) -> Any:
     """VFIO_MIG_GET_PRECOPY_INFO of a data_fd whose device was closed in PRE_COPY."""
     file = enter(source, S.PRE_COPY)
     source.close()

@@ -94,10 +94,14 @@ def calls(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) -> A
     """Pointers into nowhere, positions in a stream, ioctls of others."""
     told: dict[str, Any] = {}
     half = mmap.mmap(-1, 8192)
+    read_only = mmap.mmap(-1, 4096)
     start = ctypes.addressof(ctypes.c_char.from_buffer(half))
     assert _libc.mprotect(ctypes.c_void_p(start + 4096), 4096, 0) == 0
     room = 100
     argument = bytearray(PrecopyInfoStruct(PRECOPY_INFO_SIZE, 0, 0, 0).pack())
+    read_only[: len(argument)] = bytes(argument)
+    there = ctypes.addressof(ctypes.c_char.from_buffer(read_only))
+    assert _libc.mprotect(ctypes.c_void_p(there), 4096, mmap.PROT_READ) == 0
     for size, key in ((PRECOPY_INFO_SIZE - 1, "argsz too small"), (99, "argsz larger")):
         short = bytearray(argument)
         short[:4] = size.to_bytes(4, "little")
@@ -116,6 +120,7 @@ def calls(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) -> A
         "another ioctl": outcome(lambda: fcntl.ioctl(fd, VFIO_DEVICE_RESET)),
         "info, a bad pointer": _call("ioctl", fd, VFIO_MIG_GET_PRECOPY_INFO, 0),
         "info, half a pointer": _call("ioctl", fd, VFIO_MIG_GET_PRECOPY_INFO, start + 4096 - 12),
+        "info, read-only": _call("ioctl", fd, VFIO_MIG_GET_PRECOPY_INFO, there),
         "read of nothing": outcome(lambda: len(read_some(file, 0))),
         "read, a bad pointer": _call("read", fd, 0, 9),
         "close-on-exec": fcntl.fcntl(fd, fcntl.F_GETFD),
@@ -147,5 +152,9 @@ def calls(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) -> A
         write_all(into, _record(0, b"x" * 5000)[:20])
         told["image, a bad pointer"] = _call("write", fd, 0, 9)
     target.reset()
-    half.close()
+    with enter(target, S.RESUMING) as into:
+        fd = descriptor(into)
+        write_all(into, _record(77, b"x" * 50, 1)[:20])
+        told["optional record, a bad pointer"] = _call("write", fd, 0, 9)
+    target.reset()
     return told

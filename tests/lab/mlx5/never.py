@@ -7,11 +7,12 @@ from typing import Any
 from precopy.backends.kernel import KernelVfioDevice
 from precopy.connectx.config import NEVER
 from precopy.mlx5_abi.commands import Opcode
+from precopy.mlx5_abi.records import HEADER_SIZE, SIZE_RECORD_BYTES, RecordHeader
 from precopy.vfio.device import MigrationFile
 from tests.lab.inside import enter, outcome, state
 from tests.lab.mlx5.attempt import SCENARIOS, content_of
 from tests.lab.mlx5.faults import case
-from tests.lab.mlx5.vf import Marks, S, info, power_on, read_all, read_some
+from tests.lab.mlx5.vf import MIB, Marks, S, info, power_on, read_all, read_some, saved
 
 #: Where a command stays without an answer. Each takes a slot of the command queue for ever.
 PLACES = (
@@ -104,3 +105,27 @@ def waiting(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) ->
             reader.join()
             told[f"ended by {name}"] += heard
     return told
+
+
+def deferred(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) -> Any:
+    """A reset while another call has the VF's lock, and a chunk that is to be saved then."""
+    source.set_state(S.STOP)
+    with enter(source, S.STOP_COPY) as file:
+        read_some(file, SIZE_RECORD_BYTES)
+        header = read_some(file, HEADER_SIZE)
+        # Time passes when nothing is left to be done: two chunks are there.
+        time.sleep(1)
+        marks.remote.plan(Opcode.QUERY_VHCA_MIGRATION_STATE, 1, NEVER)
+        heard: list[Any] = []
+        asker = threading.Thread(target=lambda: heard.append(outcome(source.data_size)))
+        asker.start()
+        time.sleep(0.1)
+        left = RecordHeader.parse(header).size
+        while left:
+            left -= len(read_some(file, min(left, MIB)))
+        source.reset()
+        meanwhile = [asker.is_alive(), len(read_some(file, 9))]
+        asker.join()
+        told = [*meanwhile, *heard, state(source), outcome(lambda: read_some(file, 9))]
+    source.set_state(S.STOP)
+    return [*told, len(saved(source)) > SIZE_RECORD_BYTES]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from precopy.connectx.slots import FLAGS_BYTE, SlotFlags
 from precopy.connectx.vhca import Vhca
 from precopy.lab import Job, Machine, Result
 from precopy.lab.card import Card
+from tests.lab.mlx5.actions import ACTIONS
+from tests.lab.mlx5.cards import CARDS
 
 TOP = Path(__file__).parents[3]
 
@@ -67,20 +70,31 @@ def _standing(card: Card) -> Standing:
 
 @dataclass(slots=True)
 class Watch:
-    """What happened to a card: trace lines, cut at the marks."""
+    """What happened to a card: trace lines and the DMA writes of VFs, cut at the marks."""
 
     lines: list[list[str]] = field(default_factory=lambda: [[]])
+    #: VF, address, length.
+    writes: list[list[tuple[int, int, int]]] = field(default_factory=lambda: [[]])
     standings: list[Standing] = field(default_factory=list)
 
     def on(self, card: Card) -> None:
         card.trace(lambda line: self.lines[-1].append(line))
+        for index, port in enumerate(card.adapter.vfs):
+            port.vhca.dma.listen(partial(self._wrote, index))
 
         def marked(number: int) -> None:
+            if number in ACTIONS:
+                ACTIONS[number](card)
+                return
             assert number == len(self.standings), "a mark was lost"
             self.lines.append([])
+            self.writes.append([])
             self.standings.append(_standing(card))
 
         card.pf.controls.marked = marked
+
+    def _wrote(self, index: int, address: int, length: int) -> None:
+        self.writes[-1].append((index, address, length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +104,8 @@ class Seen:
     told: dict[str, Any]
     standings: dict[str, Standing]
     _lines: dict[str, list[str]]
+    #: By mark: VF, address and length of each DMA write.
+    writes: dict[str, list[tuple[int, int, int]]]
     result: Result
 
     def lines(self, mark: str) -> list[str]:
@@ -111,8 +127,8 @@ def _short(line: str) -> str:
 #: Without it a test would wait for what the driver waits for, a reset's 100 ms among it.
 LEAPING = ("time-travel=inf-cpu",)
 
-#: What a kernel that was ended from outside is said to have done.
-_ENDED = "the kernel did not run the command"
+#: What is said of a kernel that was ended from outside, and by one that looks for tasks that hang.
+_HANGS = ("the kernel did not run the command", "INFO: task ")
 
 
 def boot(
@@ -121,24 +137,27 @@ def boot(
     memory: str = "512M",
     kernel: Sequence[str] = LEAPING,
     hangs: bool = False,
+    card: str = "",
+    timeout: float = 110.0,
 ) -> Seen:
     """Run ``tests.lab.inside_mlx5 FACTS``; nothing but its answer may come out of it.
 
-    ``hangs``: the kernel can't be shut down afterwards; it is ended when the answer is there.
+    ``card``: a kind of card for which there is no option, of ``cards``. ``hangs``: the kernel can't be shut down afterwards; it is ended when the answer is there.
     """
     watch = Watch()
     command = [sys.executable, "-m", "tests.lab.inside_mlx5", *facts]
-    job = Job(command, adapter=adapter, cwd=TOP, timeout=110, memory=memory, arguments=kernel)
-    machine = Machine(job, prepare=watch.on)
+    job = Job(command, adapter=adapter, cwd=TOP, timeout=timeout, memory=memory, arguments=kernel)
+    with CARDS[card]():
+        machine = Machine(job, prepare=watch.on)
 
-    def end(text: str) -> None:
-        if hangs and text.endswith("\n"):
-            machine.kill()
+        def end(text: str) -> None:
+            if hangs and text.endswith("\n"):
+                machine.kill()
 
-    result = machine.wait(end, end)
+        result = machine.wait(end, end)
     said = f"{result.trouble}\n{result.err}\n{result.kernel_log[-4000:]}"
     assert result.err == "", said
-    assert not result.trouble or (hangs and result.trouble.startswith(_ENDED)), said
+    assert not result.trouble or (hangs and result.trouble.startswith(_HANGS)), said
     answer = json.loads(result.out)
     names: list[str] = answer["marks"]
     assert len(set(names)) == len(names) == len(watch.standings)
@@ -146,6 +165,7 @@ def boot(
         answer["told"],
         dict(zip(names, watch.standings, strict=True)),
         dict(zip(names, watch.lines[1:], strict=True)),
+        dict(zip(names, watch.writes[1:], strict=True)),
         result,
     )
 
@@ -161,8 +181,8 @@ class Boots:
 
 
 @contextmanager
-def booting(boots: Mapping[str, Callable[[], Seen]]) -> Iterator[Boots]:
-    """Boot all of them, two at a time; each adapter in a process of its own, or they hold each other up."""
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+def booting(boots: Mapping[str, Callable[[], Seen]], at_once: int = 2) -> Iterator[Boots]:
+    """Boot all, ``at_once`` at a time; each adapter in a process of its own, or they hold each other up."""
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
         yield Boots({name: pool.submit(each) for name, each in boots.items()})
         pool.shutdown(cancel_futures=True)

@@ -12,6 +12,7 @@ from precopy.guest import WorkloadConfig, WorkloadGuest
 from precopy.guest.bringup import run
 from precopy.guest.pci_port import PciPort
 from precopy.mlx5_abi.commands import AllocPdOut, Inbox, Opcode
+from precopy.mlx5_abi.status import Status
 from precopy.vfio.device import MigrationFile
 from tests.lab.inside import enter, outcome, state
 from tests.lab.mlx5.vf import (
@@ -191,6 +192,34 @@ def cancel(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) -> 
             file.close()
     marks("cancel: after all")
     guest.step(8)
+    told["guest"] = counts(guest)
+    return told
+
+
+def no_image(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) -> Any:
+    """A save in PRE_COPY that the firmware says can't be made now: the first, and a later one."""
+    told: dict[str, Any] = {}
+    guest = power_on(source)
+    for name in ("first", "later"):
+        guest.step(4)
+        if name == "first":
+            marks.remote.plan(Opcode.SAVE_VHCA_STATE, 1, Status.BAD_RES_STATE)
+        file = enter(source, S.PRE_COPY)
+        size, end = len(read_all(file)[0]), ""
+        if name == "later":
+            guest.step(4)
+            marks.remote.plan(Opcode.SAVE_VHCA_STATE, 1, Status.BAD_RES_STATE)
+            info(file)
+            end = read_all(file)[1]
+        marks(f"no image: {name}")
+        told[name] = [size > 24, end, info(file), file.poll(timeout=0)]
+        told[name] += [outcome(lambda: source.set_state(S.RUNNING)), state(source)]
+        if state(source) == "PRE_COPY":
+            source.set_state(S.STOP_COPY)
+            told["in the end"] = records(read_all(file)[0])
+            source.set_state(S.RUNNING)
+        file.close()
+    guest.step(4)
     told["guest"] = counts(guest)
     return told
 

@@ -40,6 +40,10 @@ class Marks:
         self.remote.mark(len(self.names))
         self.names.append(name)
 
+    def act(self, action: int) -> None:
+        """Have something done to the card (``actions``): it is, on return."""
+        self.remote.mark(action)
+
 
 # --- Streams --------------------------------------------------------------------------------------
 
