@@ -48,8 +48,11 @@ test: $(VENV)/.test
 	$(PY) -m pytest tests --ignore=tests/lab --ignore=tests/interop
 
 lab-test: $(VENV)/.test
-	$(VENV)/bin/precopy lab build >/dev/null
-	$(PY) -m pytest tests/lab
+	$(VENV)/bin/precopy lab build --variant ordinary --variant debug >/dev/null
+	$(VENV)/bin/precopy lab coverage --clear
+	$(PY) -m pytest tests/lab --lab-coverage
+	$(VENV)/bin/precopy lab coverage --least 90
+	$(PY) -m pytest tests/lab --lab-variant debug --sequences 60
 
 TRIPS ?= 200
 

@@ -30,6 +30,7 @@ FACTS: dict[str, Fact] = {
     "early": endings.early,
     "crash by close": endings.crash_by_close,
     "crash by cancel": endings.crash_by_cancel,
+    "crash by record": endings.crash_by_record,
     "refused": misuse.refused,
     "calls": misuse.calls,
     "faults, first half": faults.first_half,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab.mlx5.rig import Boots, Seen, boot, booting
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 CARD = "mlx5?vfs=2&log_max_qp=12"
 FIRST, SECOND = "0000:00:01.0", "0000:00:02.0"

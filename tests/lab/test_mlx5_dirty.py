@@ -11,7 +11,7 @@ from tests.lab.mlx5.actions import MUCH, PLACES
 from tests.lab.mlx5.dirty import BEGIN, CONFIG, LENGTH, MANY, PAGE, PARTS, SMALL_GAPS
 from tests.lab.mlx5.rig import Boots, Seen, boot, booting
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 CARD = "mlx5?vfs=3&log_max_qp=12"
 FACTS = ("refusals", "bits", "windows", "lasting", "much")

@@ -21,7 +21,7 @@ from tests.lab.mlx5.faults import STATUSES, statuses_of
 from tests.lab.mlx5.never import PLACES
 from tests.lab.mlx5.rig import LEAPING, TOP, Boots, Seen, boot, booting
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 CARD = "mlx5?vfs=2&log_max_qp=12"
 
@@ -32,7 +32,7 @@ STATE_ERROR = 0x9
 HALVES = ("faults, first half", "faults, second half")
 
 #: Seconds that a kernel is given which will need more.
-PATIENCE = 20.0
+PATIENCE = 25.0
 
 
 def hang() -> Seen:

@@ -12,7 +12,7 @@ from precopy.lab import Job, Result, run_linked
 from tests.lab import soak
 from tests.lab.mlx5.rig import TOP, Boots, Seen, boot, booting
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 #: Round trips; ``make lab-soak`` makes more.
 TRIPS = 20

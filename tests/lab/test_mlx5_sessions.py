@@ -12,7 +12,7 @@ import pytest
 from precopy.vfio.states import DATA_FD_ARCS, DeviceState, MigrationFlags, path
 from tests.lab.mlx5.rig import Boots, Seen, boot, booting
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 ALL = MigrationFlags.STOP_COPY | MigrationFlags.P2P | MigrationFlags.PRE_COPY
 STATES = [state for state in DeviceState if state is not DeviceState.ERROR]

@@ -14,8 +14,10 @@ from precopy.cli.common import fail
 from precopy.connectx.config import FaultPlan
 from precopy.connectx.controls import Remote
 from precopy.engine.outcome import ExitStatus
-from precopy.lab import Job, meet
+from precopy.lab import Job, console, meet
+from precopy.lab import coverage as driver_coverage
 from precopy.lab import run as run_job
+from precopy.lab.build import ORDINARY, VARIANTS
 from precopy.lab.build import build as build_kernel
 from precopy.lab.card import PARAMETERS as CARD_OPTIONS
 from precopy.lab.card import Card
@@ -38,12 +40,23 @@ def say(text: str) -> None:
     "--source", type=click.Path(path_type=Path), help="A kernel's source tree or tarball."
 )
 @click.option("--config", type=click.Path(exists=True, path_type=Path), help="Options, on top.")
-@click.option("--jobs", type=int, help="Compilers at a time.")
-def build(source: Path | None, config: Path | None, jobs: int | None) -> None:
+@click.option("--jobs", type=click.IntRange(1), help="Compilers at a time.")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    type=click.Choice(tuple(VARIANTS)),
+    default=(ORDINARY,),
+    help="debug: with lockdep, KASAN and other checkers. May be given twice.",
+)
+def build(
+    source: Path | None, config: Path | None, jobs: int | None, variants: tuple[str, ...]
+) -> None:
     """Build the lab's kernel, from Debian's newest linux-source unless told otherwise."""
     try:
         options = config.read_text() if config else None
-        print(build_kernel(say, source=source, options=options, jobs=jobs))
+        kernels = build_kernel(say, variants=variants, source=source, options=options, jobs=jobs)
+        print(*kernels, sep="\n")
     except LabError as error:
         fail(f"lab: {error}", ExitStatus.FAILED)
 
@@ -69,6 +82,11 @@ def build(source: Path | None, config: Path | None, jobs: int | None) -> None:
     help="Join it by a network to the kernel of another lab run --link PATH: who comes first waits"
     " and is 10.77.0.1, the other is 10.77.0.2.",
 )
+@click.option(
+    "--variant",
+    type=click.Choice(tuple(VARIANTS)),
+    help="The kernel; else that of $PRECOPY_LAB_VARIANT, else the ordinary one.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     mtty: int,
@@ -78,10 +96,19 @@ def run(
     timeout: float,
     write: tuple[Path, ...],
     link: Path | None,
+    variant: str | None,
     command: tuple[str, ...],
 ) -> None:
     """Boot the kernel and run COMMAND in it, over this machine's files, which it can't change."""
-    job = Job(command, mtty=mtty, adapter=adapter, memory=memory, timeout=timeout, writable=write)
+    job = Job(
+        command,
+        mtty=mtty,
+        adapter=adapter,
+        memory=memory,
+        timeout=timeout,
+        writable=write,
+        variant=variant or "",
+    )
     try:
         # Before anybody is kept waiting.
         ready(job)
@@ -96,8 +123,39 @@ def run(
     except LabError as error:
         fail(f"lab: {error}", ExitStatus.FAILED)
     if result.trouble:
-        print(f"precopy: lab: {result.trouble}", file=sys.stderr)
-    sys.exit(result.status)
+        # What the kernel has to say comes first, the one line for people last.
+        print(console.report(result.kernel_log), file=sys.stderr)
+        say(result.trouble)
+    sys.exit(result.status or (ExitStatus.FAILED if result.trouble else 0))
+
+
+@lab.command()
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where lab runs left their counters; else $PRECOPY_LAB_COVERAGE, else in the cache.",
+)
+@click.option("--least", type=float, metavar="PERCENT", help="Fail where less has been run.")
+@click.option("--clear", is_flag=True, help="Forget what has been counted, and report nothing.")
+def coverage(directory: Path | None, least: float | None, clear: bool) -> None:
+    """Which lines of the kernel's mlx5 VFIO driver lab runs have reached, and why not the others.
+
+    Lab runs count where $PRECOPY_LAB_COVERAGE names a directory.
+    """
+    where = directory or driver_coverage.default_directory()
+    if clear:
+        driver_coverage.clear(where)
+        return
+    try:
+        found = driver_coverage.measure(where)
+    except LabError as error:
+        fail(f"lab: {error}", ExitStatus.FAILED)
+    print("\n".join(driver_coverage.report(found)))
+    if least is not None and found.percent() < least:
+        fail(
+            f"lab: {found.percent():.1f} % of the driver's lines have been run, less than {least:g}",
+            ExitStatus.FAILED,
+        )
 
 
 @lab.command()

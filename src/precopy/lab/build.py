@@ -1,14 +1,17 @@
-"""Builds the lab's kernel: User-Mode Linux with VFIO, mtty and mlx5_vfio_pci.
+"""Builds the lab's kernels: User-Mode Linux with VFIO, mtty and mlx5_vfio_pci.
 
-Kernels are cached by source and configuration; a build appears in the cache whole or not at all.
+Kernels are cached by source, configuration and variant; a build appears in the cache whole or not at
+all. Beside the kernel ``linux-KEY`` lies ``linux-KEY.notes``: its symbols, and what gcov needs.
 """
 
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -25,8 +28,34 @@ TOOLS = {
     "xz": "xz-utils",
 }
 
+#: The kernel that is meant where none is named.
+ORDINARY = "ordinary"
+
+#: The kernels that there are, and the files with the options of each.
+VARIANTS: Mapping[str, Sequence[str]] = {
+    ORDINARY: ("config.fragment",),
+    "debug": ("config.fragment", "debug.fragment"),
+}
+
+#: The driver whose coverage is measured (see ``coverage``): its directory, and its files.
+COVERED_DIRECTORY = "drivers/vfio/pci/mlx5"
+COVERED = ("main", "cmd")
+
+#: Large parts that allnoconfig leaves in, since only an expert may take them out.
+_EXPERT = """\
+CONFIG_EXPERT=y
+# CONFIG_BLOCK is not set
+# CONFIG_INPUT is not set
+# CONFIG_IO_URING is not set
+"""
+
+#: A change in how a kernel is built, that its configuration does not show, gets a new number here.
+_RECIPE = 2
+
 #: A line about every so many compiled files.
 _EVERY = 250
+
+_SETTING = re.compile(r"(CONFIG_\w+)=.*|# (CONFIG_\w+) is not set")
 
 
 def cache_dir() -> Path:
@@ -38,15 +67,27 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "precopy"
 
 
-def fragment() -> str:
-    """The options that the lab's kernel has on top of UML's default configuration."""
-    return resources.files("precopy.lab").joinpath("config.fragment").read_text()
+def fragment(variant: str = ORDINARY) -> str:
+    """The options of a kernel. LabError where there is no such ``variant``."""
+    if variant not in VARIANTS:
+        raise LabError(f"there is no kernel variant {variant!r}: write {' or '.join(VARIANTS)}")
+    files = resources.files("precopy.lab")
+    return "".join(files.joinpath(name).read_text() for name in VARIANTS[variant])
 
 
-def built() -> Path | None:
-    """The kernel built last, or None."""
-    link = cache_dir() / "kernel"
+def _link(variant: str) -> Path:
+    return cache_dir() / ("kernel" if variant == ORDINARY else f"kernel-{variant}")
+
+
+def built(variant: str = ORDINARY) -> Path | None:
+    """The kernel of ``variant`` built last, or None."""
+    link = _link(variant)
     return link.resolve() if link.exists() else None
+
+
+def notes(kernel: Path) -> Path:
+    """The directory with what is known of ``kernel``; one built by an older precopy has none."""
+    return kernel.with_name(kernel.name + ".notes")
 
 
 def _require_tools(say: Say) -> None:
@@ -66,86 +107,166 @@ def _require_tools(say: Say) -> None:
 
 
 def build(
-    say: Say, *, source: Path | None = None, options: str | None = None, jobs: int | None = None
-) -> Path:
-    """The kernel, built unless the cache has it. ``options``: lines for the configuration, on top.
+    say: Say,
+    *,
+    variants: Sequence[str] = (ORDINARY,),
+    source: Path | None = None,
+    options: str | None = None,
+    jobs: int | None = None,
+) -> list[Path]:
+    """A kernel for each of ``variants``, built unless the cache has it, from one unpacked source.
 
-    LabError where the source, a tool or an option is missing, or the compiler fails.
+    ``options``: lines for the configuration, on top. LabError where the source, a tool, a variant or
+    an option is missing, or the compiler fails.
     """
     cache = cache_dir()
+    configs = {
+        variant: f"# recipe {_RECIPE}\n{fragment(variant)}{options or ''}" for variant in variants
+    }
     cache.mkdir(parents=True, exist_ok=True)
-    config = fragment() + (options or "")
     with open(cache / "lock", "w") as lock:
         # Two builds at once would do the same work twice.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = None if source else _cached(cache, config)
-        if found is not None:
-            say("the kernel is built already")
-            return found
-        _require_tools(say)
-        origin = from_path(source) if source else from_debian(cache / "apt", say)
-        key = hashlib.sha256(f"{origin.name}\n{config}".encode()).hexdigest()[:16]
-        kernel = cache / f"linux-{key}"
-        if not kernel.exists():
-            _compile(origin, config, kernel, jobs or os.cpu_count() or 1, say)
-        _link(cache / "kernel", kernel)
-        if source is None:
-            (cache / "kernel.config").write_text(config)
-        else:
-            # A kernel of another source is not to be taken for Debian's later.
-            (cache / "kernel.config").unlink(missing_ok=True)
-    say(f"the kernel is {kernel.name}, of {origin.name}")
-    return kernel
+        wanted = {
+            variant: config
+            for variant, config in configs.items()
+            if source or not _is_built(variant, config)
+        }
+        if wanted:
+            _require_tools(say)
+            origin = from_path(source) if source else from_debian(cache / "apt", say)
+            _provide(origin, wanted, jobs or os.cpu_count() or 1, say)
+            for variant, config in wanted.items():
+                # A kernel of another source is not to be taken for Debian's later.
+                _note(variant, None if source else config)
+    kernels = []
+    for variant in variants:
+        kernel = built(variant)
+        assert kernel is not None
+        say(f"the {variant} kernel is {kernel.name}" + ("" if variant in wanted else " already"))
+        kernels.append(kernel)
+    return kernels
 
 
-def _cached(cache: Path, config: str) -> Path | None:
-    """The last kernel, where its configuration is the one asked for: no need to ask the mirror."""
-    noted, kernel = cache / "kernel.config", built()
-    if kernel is not None and noted.exists() and noted.read_text() == config:
-        return kernel
-    return None
+def _config_note(variant: str) -> Path:
+    link = _link(variant)
+    return link.with_name(link.name + ".config")
 
 
-def _link(link: Path, target: Path) -> None:
-    new = link.with_name(link.name + ".new")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target.name)
-    new.rename(link)
+def _is_built(variant: str, config: str) -> bool:
+    """Whether the last kernel has the configuration asked for: no need to ask the mirror then."""
+    noted, kernel = _config_note(variant), built(variant)
+    return kernel is not None and noted.exists() and noted.read_text() == config
 
 
-def _compile(origin: Source, config: str, kernel: Path, jobs: int, say: Say) -> None:
-    with tempfile.TemporaryDirectory(dir=kernel.parent, prefix="build-") as directory:
-        work = Path(directory)
-        tree = origin.fetch(work, say)
-        say("configuring")
-        run(["make", "ARCH=um", "x86_64_defconfig"], cwd=tree)
-        with open(tree / ".config", "a") as file:
-            file.write(config)
-        run(["make", "ARCH=um", "olddefconfig"], cwd=tree)
-        missing = _lacking(config, (tree / ".config").read_text())
-        if missing:
-            raise LabError(f"this kernel source does not take {', '.join(missing)}")
-        log = kernel.with_suffix(".log")
-        _make(tree, jobs, log, say)
-        shutil.copy2(tree / "linux", work / "linux.done")
-        run(["strip", str(work / "linux.done")])
-        (work / "linux.done").rename(kernel)
+def _note(variant: str, config: str | None) -> None:
+    if config is None:
+        _config_note(variant).unlink(missing_ok=True)
+    else:
+        _config_note(variant).write_text(config)
 
 
-def _lacking(wanted: str, config: str) -> list[str]:
-    """Options of ``wanted`` that are not in ``config`` as they were asked for."""
-    has = set(config.splitlines())
-    lines = (line.strip() for line in wanted.splitlines())
-    return [line for line in lines if line and not line.startswith("#") and line not in has]
+def _name(origin: Source, config: str) -> str:
+    return f"linux-{hashlib.sha256(f'{origin.name} {config}'.encode()).hexdigest()[:16]}"
+
+
+def _provide(origin: Source, configs: Mapping[str, str], jobs: int, say: Say) -> None:
+    """Compile those kernels that the cache has not, and link all."""
+    cache = cache_dir()
+    kernels = {variant: cache / _name(origin, config) for variant, config in configs.items()}
+    missing = [variant for variant, kernel in kernels.items() if not kernel.exists()]
+    if missing:
+        with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as directory:
+            work = Path(directory)
+            tree = origin.fetch(work, say)
+            for variant in missing:
+                say(f"configuring the {variant} kernel")
+                _configure(tree, configs[variant])
+                _compile(tree, work, kernels[variant], jobs, say)
+    for variant, kernel in kernels.items():
+        link = _link(variant)
+        new = link.with_name(link.name + ".new")
+        new.unlink(missing_ok=True)
+        new.symlink_to(kernel.name)
+        new.rename(link)
+
+
+# --- Configuration ------------------------------------------------------------------------------
+
+
+def _configure(tree: Path, config: str) -> None:
+    wanted = tree / "precopy.config"
+    wanted.write_text(config)
+    run(["make", "ARCH=um", f"KCONFIG_ALLCONFIG={wanted.name}", "allnoconfig"], cwd=tree)
+    with open(tree / ".config", "a") as file:
+        file.write(_EXPERT + config)
+    run(["make", "ARCH=um", "olddefconfig"], cwd=tree)
+    missing = lacking(config, (tree / ".config").read_text())
+    if missing:
+        raise LabError(f"this kernel source does not take {', '.join(missing)}")
+
+
+def _settings(config: str) -> dict[str, str]:
+    """Lines of a configuration by their option, the last of each; what is no option by itself."""
+    found = {}
+    for line in (line.strip() for line in config.splitlines()):
+        match = _SETTING.fullmatch(line)
+        if match:
+            found[match.group(1) or match.group(2)] = line
+        elif line and not line.startswith("#"):
+            found[line] = line
+    return found
+
+
+def lacking(wanted: str, config: str) -> list[str]:
+    """Lines of ``wanted`` that are not so in ``config``; of two about one option the last counts."""
+    has = _settings(config)
+    # An option that is off may be left out altogether.
+    return [
+        line
+        for option, line in _settings(wanted).items()
+        if has.get(option, f"# {option} is not set") != line
+    ]
+
+
+# --- Compilation --------------------------------------------------------------------------------
+
+
+def _compile(tree: Path, work: Path, kernel: Path, jobs: int, say: Say) -> None:
+    log = kernel.with_name(kernel.name + ".log")
+    _make(tree, jobs, log, say)
+    done, kept = work / "linux.done", work / "notes.done"
+    kept.mkdir()
+    for name in COVERED:
+        shutil.copy2(tree / COVERED_DIRECTORY / f"{name}.c", kept)
+        counts = tree / COVERED_DIRECTORY / f"{name}.gcno"
+        if counts.exists():
+            shutil.copy2(counts, kept)
+    shutil.copy2(tree / "System.map", kept)
+    shutil.copy2(tree / "linux", done)
+    run(["strip", str(done)])
+    # What an interrupted build has left.
+    shutil.rmtree(notes(kernel), ignore_errors=True)
+    kept.rename(notes(kernel))
+    done.rename(kernel)
+
+
+def coverage_variables() -> list[str]:
+    """Variables for make, so that the files of :data:`COVERED` count how often each line runs.
+
+    Kbuild looks for a variable by a file's bare name; other directories have files of that name.
+    """
+    here = f"$(if $(filter {COVERED_DIRECTORY},$(obj)),y,n)"
+    return [f"GCOV_PROFILE_{name}.o={here}" for name in COVERED]
 
 
 def _make(tree: Path, jobs: int, log: Path, say: Say) -> None:
-    say(f"compiling with {jobs} jobs (about 5 minutes on 2 cores)")
+    say(f"compiling with {jobs} jobs (about 3 minutes on 2 cores)")
     count = 0
     with (
         open(log, "w") as out,
         subprocess.Popen(
-            ["make", "ARCH=um", f"-j{jobs}", "linux"],
+            ["make", "ARCH=um", f"-j{jobs}", "linux", *coverage_variables()],
             cwd=tree,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

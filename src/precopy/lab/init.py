@@ -9,16 +9,21 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
 import traceback
 
 _POWER_OFF = 0x4321FEDC
 _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8916, 0x891C, 0x8913, 0x8914
 _IFF_UP = 1
+
+#: Seconds in which a kernel that is well is off.
+_SHUTDOWN = 10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -97,6 +102,25 @@ def run(job: dict, here: str) -> int:  # type: ignore[type-arg]
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 
+def collect(into: str) -> None:
+    """Copy what the kernel has counted of its drivers, before they are shut down."""
+    os.mkdir(into)
+    for directory, _, names in os.walk("/sys/kernel/debug/gcov"):
+        for name in names:
+            if name.endswith(".gcda"):
+                shutil.copyfile(f"{directory}/{name}", f"{into}/{name}")
+
+
+def watch_shutdown() -> None:
+    """Let the kernel write where it hangs, if it is not off soon: it hears nobody outside any more."""
+    if os.fork() == 0:
+        time.sleep(_SHUTDOWN)
+        # The level of the console; all tasks.
+        for key in "8t":
+            write("/proc/sysrq-trigger", key)
+        os._exit(0)
+
+
 def main() -> None:
     here = os.path.dirname(os.path.abspath(sys.argv[0]))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -106,13 +130,18 @@ def main() -> None:
             job = json.load(file)
         prepare(job)
         status = run(job, here)
+        if job["coverage"]:
+            collect(f"{here}/coverage")
     except BaseException:
         with open(f"{here}/err", "a") as err:
             err.write(f"precopy: lab: init failed: {traceback.format_exc().splitlines()[-1]}\n")
     finally:
-        with open(f"{here}/status", "w") as file:
+        # Who sees it sees all of it, and all that has been written before.
+        with open(f"{here}/status.new", "w") as file:
             file.write(str(status))
         os.sync()
+        os.rename(f"{here}/status.new", f"{here}/status")
+        watch_shutdown()
         _libc.reboot(_POWER_OFF)
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from precopy.lab import card
-from precopy.lab.build import built
+from precopy.lab import card, console, coverage, watchdog
+from precopy.lab.build import ORDINARY, built, fragment, notes
 from precopy.lab.card import Card
 from precopy.lab.errors import LabError
 from precopy.lab.link import Link, pair
@@ -27,10 +27,14 @@ MTTY_UUIDS = tuple(f"83b8f4f2-509f-382f-3c1e-e6bfe0fa10{n:02x}" for n in range(1
 #: Exit status of a command that did not end in time, as coreutils' timeout has it.
 TIMED_OUT = 124
 
-_TROUBLE = re.compile(r"Kernel panic.*|WARNING: .*|BUG: .*|INFO: task .* blocked.*")
+#: The kernel of a job that names none, where this says one.
+VARIANT = "PRECOPY_LAB_VARIANT"
 
 #: Seconds between two looks at the output of a running command.
 _LOOK = 0.05
+
+#: Seconds to shut down in, when the command is done; twice what init waits for (see ``init``).
+_SHUTDOWN = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,28 @@ class Job:
     cwd: Path | None = None
     #: More for the kernel's command line.
     arguments: Sequence[str] = ()
+    #: The kernel, as ``debug``; empty: the one of $PRECOPY_LAB_VARIANT, else the ordinary one.
+    variant: str = ""
+    #: Where the counters of what the driver has run go (see ``coverage``); None: to the directory of
+    #: $PRECOPY_LAB_COVERAGE, if there is one.
+    coverage: Path | None = None
+    #: False: it is ended when the command is done, for its drivers would wait for ever.
+    shutdown: bool = True
+
+
+def _variant(job: Job) -> str:
+    return job.variant or os.environ.get(VARIANT) or ORDINARY
 
 
 def ready(job: Job) -> Path:
     """The kernel to boot. LabError where there is none, or ``job`` asks for what it can't have."""
-    kernel = built()
+    variant = _variant(job)
+    # There may be no such variant.
+    fragment(variant)
+    kernel = built(variant)
     if kernel is None:
-        raise LabError("no kernel has been built yet: run precopy lab build")
+        name, option = ("", "") if variant == ORDINARY else (f"{variant} ", f" --variant {variant}")
+        raise LabError(f"no {name}kernel has been built yet: run precopy lab build{option}")
     if not 0 <= job.mtty <= len(MTTY_UUIDS):
         raise LabError(f"a machine has 0 to {len(MTTY_UUIDS)} mtty devices, not {job.mtty}")
     if not re.fullmatch(r"\d+[MG]", job.memory):
@@ -88,7 +107,7 @@ class Machine:
         link: Link | None = None,
         prepare: Callable[[Card], object] | None = None,
     ) -> None:
-        kernel = ready(job)
+        self._kernel = ready(job)
         self._job = job
         self._began = time.monotonic()
         self._scratch = Path(tempfile.mkdtemp(prefix="precopy-lab-"))
@@ -100,7 +119,7 @@ class Machine:
                 self.card = Card(job.adapter, self._scratch)
                 if prepare is not None:
                     prepare(self.card)
-            self._process = self._boot(kernel, link)
+            self._process = self._boot(self._kernel, link)
         except BaseException:
             self._remove_card()
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -123,6 +142,7 @@ class Machine:
             "mtty": MTTY_UUIDS[: job.mtty],
             "vfs": self.card.vfs if self.card else 0,
             "address": link.address if link else "",
+            "coverage": self._coverage() is not None,
         }
         (here / "job.json").write_text(json.dumps(told))
         for name in ("out", "err"):
@@ -134,7 +154,8 @@ class Machine:
         ]
         command += [str(here), *(str(path.resolve()) for path in job.writable), "--", str(kernel)]
         command += [f"mem={job.memory}", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw"]
-        command += [f"init={init}", f"uml_dir={here}/", "con=null", "con0=null,fd:1"]
+        command += [f"init={init}", f"uml_dir={here}/", f"umid={watchdog.UMID}"]
+        command += ["con=null", "con0=null,fd:1"]
         # Warnings, and what is worse: with "quiet" the console would not tell of a WARN_ON.
         # The commands are who started it's own: that they could reach each other's memory in the guest
         # is a fair price for page faults in less than half the time.
@@ -143,7 +164,10 @@ class Machine:
             command += self.card.arguments()
         fds: tuple[int, ...] = ()
         if link is not None:
-            command.append(f"vec0:transport=fd,fd={link.end.fileno()},vec=0")
+            # Twice as fast without queues; but then the driver takes locks in queues that are not there,
+            # which only a kernel that has no locks gets over.
+            queues = ",vec=0" if _variant(job) == ORDINARY else ""
+            command.append(f"vec0:transport=fd,fd={link.end.fileno()}{queues}")
             fds = (link.end.fileno(),)
         with open(here / "console", "wb") as console:
             return subprocess.Popen(
@@ -154,6 +178,10 @@ class Machine:
                 pass_fds=fds,
                 start_new_session=True,
             )
+
+    def _coverage(self) -> Path | None:
+        told = os.environ.get(coverage.ENVIRONMENT)
+        return self._job.coverage or (Path(told) if told else None)
 
     def _new(self, name: str) -> str:
         """What the command has written since the last look."""
@@ -169,7 +197,8 @@ class Machine:
         """The command's end; ``out`` and ``err`` are given its output as it comes."""
         parts: dict[str, list[str]] = {"out": [], "err": []}
         hear = {"out": out, "err": err}
-        timed_out = False
+        hangs = ""
+        done: float | None = None
 
         def look() -> None:
             for name, found in parts.items():
@@ -187,31 +216,50 @@ class Machine:
                     break
                 except subprocess.TimeoutExpired:
                     look()
-                if time.monotonic() - self._began > self._job.timeout:
-                    timed_out = True
+                now = time.monotonic()
+                if done is None and (self._scratch / "status").exists():
+                    done = now
+                    if not self._job.shutdown:
+                        break
+                if now - self._began > self._job.timeout:
+                    hangs = f"not done within {self._job.timeout:g} s"
                     break
+                if done is not None and now - done > _SHUTDOWN:
+                    hangs = f"no power-off within {_SHUTDOWN:g} s"
+                    break
+            log = self._log()
+            trouble = console.trouble(log)
+            if hangs:
+                line, details = self._where()
+                log += details
+                trouble = "; ".join(each for each in (trouble, f"{hangs}: {line}") if each)
             self.kill()
             look()
-            return self._result("".join(parts["out"]), "".join(parts["err"]), timed_out)
+            out_text, err_text = "".join(parts["out"]), "".join(parts["err"])
+            return self._result(out_text, err_text, log, trouble, timed_out=bool(hangs))
         finally:
             self.kill()
             self._remove_card()
             shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _result(self, out: str, err: str, timed_out: bool) -> Result:
-        log = (self._scratch / "console").read_text(errors="replace")
-        found = _TROUBLE.search(log)
-        trouble = found.group(0).strip() if found else ""
-        status_file = self._scratch / "status"
+    def _where(self) -> tuple[str, str]:
+        symbols = notes(self._kernel) / "System.map"
+        return watchdog.look(self._scratch, self._process.pid, symbols)
+
+    def _log(self) -> str:
+        return (self._scratch / "console").read_text(errors="replace")
+
+    def _result(self, out: str, err: str, log: str, trouble: str, *, timed_out: bool) -> Result:
+        directory = self._coverage()
+        if directory is not None:
+            coverage.keep(self._scratch / "coverage", self._kernel, directory)
+        status = self._scratch / "status"
         if timed_out:
-            trouble = trouble or f"not done within {self._job.timeout:g} s"
             return Result(TIMED_OUT, out, err, log, trouble)
-        if not status_file.exists():
-            last = (log.strip().splitlines() or ["it said nothing"])[-1]
-            return Result(
-                125, out, err, log, trouble or f"the kernel did not run the command: {last}"
-            )
-        return Result(int(status_file.read_text()), out, err, log, trouble)
+        if status.exists():
+            return Result(int(status.read_text()), out, err, log, trouble)
+        last = (log.strip().splitlines() or ["it said nothing"])[-1]
+        return Result(125, out, err, log, trouble or f"the kernel did not run the command: {last}")
 
     def kill(self) -> None:
         """End it, and all its processes."""

@@ -3,6 +3,7 @@
 The host's package lists are left alone: apt works on lists and a cache of its own.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -44,19 +45,45 @@ def run(command: list[str], *, cwd: Path | None = None) -> str:
 
 
 def from_path(path: Path) -> Source:
-    """A source tree or a tarball of one."""
+    """A source tree or a tarball of one. A tree is known by the times of the files in it."""
     path = path.resolve()
     if not path.exists():
         raise LabError(f"{path}: no such kernel source")
+    if path.is_dir():
+        if not (path / "Kconfig").exists():
+            raise LabError(f"{path} is no kernel source tree")
+        return Source(f"{path}-{_stamp(path)}", lambda work, say: _copy(path, work, say))
     stamp = path.stat()
+    return Source(
+        f"{path}-{stamp.st_mtime_ns}-{stamp.st_size}",
+        lambda work, say: _unpack(path, work, say),
+    )
 
-    def fetch(work: Path, say: Say) -> Path:
-        if path.is_dir():
-            say(f"copying {path}")
-            return Path(shutil.copytree(path, work / "linux", symlinks=True))
-        return _unpack(path, work, say)
 
-    return Source(f"{path}-{stamp.st_mtime_ns}-{stamp.st_size}", fetch)
+def _stamp(tree: Path) -> str:
+    """The newest time of a file or directory in ``tree``, and how many there are."""
+    newest, count = tree.stat().st_mtime_ns, 0
+    todo = [str(tree)]
+    while todo:
+        with os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                if entry.name == ".git":
+                    continue
+                newest = max(newest, entry.stat(follow_symlinks=False).st_mtime_ns)
+                count += 1
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+    return f"{newest}-{count}"
+
+
+def _copy(tree: Path, work: Path, say: Say) -> Path:
+    say(f"copying {tree}")
+    copy = Path(
+        shutil.copytree(tree, work / "linux", symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    )
+    # What has been built in it was for another configuration, or another machine.
+    run(["make", "ARCH=um", "mrproper"], cwd=copy)
+    return copy
 
 
 def _unpack(tarball: Path, work: Path, say: Say) -> Path:

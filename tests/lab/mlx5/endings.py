@@ -4,6 +4,7 @@ from typing import Any
 
 from precopy.backends.kernel import KernelVfioDevice, open_kernel_device
 from precopy.mlx5_abi.commands import Opcode
+from precopy.mlx5_abi.records import MAX_IMAGE_SIZE, RecordHeader, Tag, size_record
 from precopy.mlx5_abi.status import Status
 from precopy.vfio.device import MigrationFile
 from precopy.vfio.states import DeviceState
@@ -106,6 +107,13 @@ def crash_by_cancel(marks: Marks, source: KernelVfioDevice, target: KernelVfioDe
         marks.remote.plan(Opcode.SAVE_VHCA_STATE, 1, Status.INT_ERR)
         first = outcome(lambda: source.set_state(S.RUNNING))
         return [first, outcome(lambda: source.set_state(S.RUNNING)), state(source)]
+
+
+def crash_by_record(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) -> Any:
+    """41 bytes of a stream: the final image, it says, will need all that can be, and here is one."""
+    with enter(target, S.RESUMING) as file:
+        header = RecordHeader(MAX_IMAGE_SIZE, 0, Tag.FW_DATA).pack()
+        return outcome(lambda: file.write(size_record(MAX_IMAGE_SIZE) + header + b"x"))
 
 
 def early(marks: Marks, source: KernelVfioDevice, target: KernelVfioDevice) -> Any:

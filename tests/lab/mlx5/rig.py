@@ -138,7 +138,7 @@ def boot(
     kernel: Sequence[str] = LEAPING,
     hangs: bool = False,
     card: str = "",
-    timeout: float = 110.0,
+    timeout: float = 240.0,
 ) -> Seen:
     """Run ``tests.lab.inside_mlx5 FACTS``; nothing but its answer may come out of it.
 
