@@ -31,12 +31,9 @@ STATE_ERROR = 0x9
 #: Of the scenarios.
 HALVES = ("faults, first half", "faults, second half")
 
-#: Seconds that a kernel is given which will need more.
-PATIENCE = 25.0
-
 
 def hang() -> Seen:
-    """A kernel that can't be shut down, with nobody who would end it early."""
+    """A kernel that can't be shut down, with nobody who would have it ended."""
     command = [
         sys.executable,
         "-m",
@@ -47,14 +44,8 @@ def hang() -> Seen:
     ]
     ask = [sys.executable, "-m", "tests.lab.inside_mlx5", "data size"]
     script = f"{shlex.join(command)} && {shlex.join(ask)}"
-    job = Job(
-        ["sh", "-c", script],
-        adapter=f"{CARD}&timeout=1",
-        cwd=TOP,
-        timeout=PATIENCE,
-        arguments=LEAPING,
-    )
-    result = run(job)
+    adapter = f"{CARD}&timeout=1"
+    result = run(Job(["sh", "-c", script], adapter=adapter, cwd=TOP, arguments=LEAPING))
     told = {"said": result.out, "status": result.status, "trouble": result.trouble}
     return Seen(told, {}, {}, {}, result)
 
@@ -426,4 +417,5 @@ def test_a_kernel_that_hangs_at_its_end_is_ended(boots: Boots) -> None:
     """A command without an answer keeps its place, and the driver waits for all places to be free."""
     told = boots["hangs"].told
     assert '"ETIMEDOUT"' in told["said"]
-    assert (told["status"], told["trouble"]) == (124, f"not done within {PATIENCE:g} s")
+    assert told["status"] == 124
+    assert "no power-off within " in told["trouble"]

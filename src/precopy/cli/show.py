@@ -80,12 +80,14 @@ def _downtime(report: Report) -> Table:
 
 def render(report: Report) -> Group:
     """The report for people."""
+    predicted = ""
+    if report.predicted_downtime:
+        predicted = f" (predicted {_milliseconds(report.predicted_downtime)})"
     lines = [
         f"{report.source} -> {report.target}: {report.outcome}",
         f"device state {human(report.device_bytes)}, guest memory {human(report.memory_bytes)},"
         f" {report.total_seconds:.2f} s, {human(report.bandwidth)}/s,"
-        f" downtime {_milliseconds(report.downtime)}"
-        f" (predicted {_milliseconds(report.predicted_downtime)})",
+        f" downtime {_milliseconds(report.downtime)}{predicted}",
     ]
     if report.guest is not None:
         seen = report.guest

@@ -19,7 +19,7 @@ import xxhash
 
 from precopy.connectx.slots import FLAGS_BYTE, SlotFlags
 from precopy.connectx.vhca import Vhca
-from precopy.lab import Job, Machine, Result
+from precopy.lab import Job, Result, run
 from precopy.lab.card import Card
 from tests.lab.mlx5.actions import ACTIONS
 from tests.lab.mlx5.cards import CARDS
@@ -127,9 +127,6 @@ def _short(line: str) -> str:
 #: Without it a test would wait for what the driver waits for, a reset's 100 ms among it.
 LEAPING = ("time-travel=inf-cpu",)
 
-#: What is said of a kernel that was ended from outside, and by one that looks for tasks that hang.
-_HANGS = ("the kernel did not run the command", "INFO: task ")
-
 
 def boot(
     *facts: str,
@@ -142,22 +139,24 @@ def boot(
 ) -> Seen:
     """Run ``tests.lab.inside_mlx5 FACTS``; nothing but its answer may come out of it.
 
-    ``card``: a kind of card for which there is no option, of ``cards``. ``hangs``: the kernel can't be shut down afterwards; it is ended when the answer is there.
+    ``card``: a kind of card for which there is no option, of ``cards``. ``hangs``: the kernel can't
+    be shut down afterwards, and may say so.
     """
     watch = Watch()
-    command = [sys.executable, "-m", "tests.lab.inside_mlx5", *facts]
-    job = Job(command, adapter=adapter, cwd=TOP, timeout=timeout, memory=memory, arguments=kernel)
+    job = Job(
+        [sys.executable, "-m", "tests.lab.inside_mlx5", *facts],
+        adapter=adapter,
+        cwd=TOP,
+        timeout=timeout,
+        memory=memory,
+        arguments=kernel,
+        shutdown=not hangs,
+    )
     with CARDS[card]():
-        machine = Machine(job, prepare=watch.on)
-
-        def end(text: str) -> None:
-            if hangs and text.endswith("\n"):
-                machine.kill()
-
-        result = machine.wait(end, end)
+        result = run(job, prepare=watch.on)
     said = f"{result.trouble}\n{result.err}\n{result.kernel_log[-4000:]}"
-    assert result.err == "", said
-    assert not result.trouble or (hangs and result.trouble.startswith(_HANGS)), said
+    assert (result.status, result.err) == (0, ""), said
+    assert not result.trouble or (hangs and result.trouble.startswith("INFO: task ")), said
     answer = json.loads(result.out)
     names: list[str] = answer["marks"]
     assert len(set(names)) == len(names) == len(watch.standings)
