@@ -103,8 +103,10 @@ class Relay:
                     lost = self._pass(sender, receiver, frame, lost)
                     if self._cut:
                         break
-        with self._lock:
-            self.cut()
+        # This direction is over; what the receiver has said before it went is still on its way back.
+        for wire, how in ((receiver, socket.SHUT_WR), (sender, socket.SHUT_RD)):
+            with contextlib.suppress(OSError):
+                self._wires[wire].shutdown(how)
 
     def _pass(self, sender: str, receiver: str, frame: Frame, lost: bool) -> bool:
         here = not self.acted and self._at is not None and self._at[:2] == (sender, frame.kind)
