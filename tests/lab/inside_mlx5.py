@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from precopy.backends.kernel import open_kernel_device
-from tests.lab.mlx5 import bus, dirty, endings, faults, misuse, never, sessions, trips
+from tests.lab.mlx5 import bus, dirty, endings, faults, misuse, never, sessions, shortage, trips
 from tests.lab.mlx5.vf import VFS, Fact, Marks
 
 FACTS: dict[str, Fact] = {
@@ -44,6 +44,7 @@ FACTS: dict[str, Fact] = {
     "troubles": dirty.troubles,
     "heard": dirty.heard,
     "unheard": dirty.unheard,
+    "allocations": shortage.allocations,
     "never": never.commands,
     "waiting": never.waiting,
     "deferred": never.deferred,

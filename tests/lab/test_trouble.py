@@ -5,7 +5,8 @@ Complaints are provoked by the kernel's own crash test (lkdtm), in its debugfs.
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -72,40 +73,68 @@ def test_the_command_fails_and_shows_it() -> None:
 
 # --- Hangs ----------------------------------------------------------------------------------------
 
+#: What is never answered keeps its place in the command queue, and the driver's shutdown waits for
+#: all places.
+LEFT_BEHIND = f"{NEVER}&timeout=1"
 
-def hang(
-    command: Sequence[str], *, adapter: str = "", timeout: float = 5.0, shutdown: bool = True
-) -> Result:
-    return run(Job(command, adapter=adapter, timeout=timeout, shutdown=shutdown))
+#: All at once, since most of them do nothing but wait.
+HANGS = {
+    "waits": Job(["sleep", "1000"], timeout=10),
+    "runs": Job([sys.executable, "-c", "while True: pass"], timeout=10),
+    "stuck": Job(MOVE, adapter=NEVER, timeout=30),
+    "lost": Job(provoke("HARDLOCKUP"), timeout=10),
+    "no shutdown": Job([*MOVE, "--no-precopy"], adapter=LEFT_BEHIND),
+    "shutdown spared": Job([*MOVE, "--no-precopy"], adapter=LEFT_BEHIND, shutdown=False),
+}
+
+Ended = Mapping[str, "Future[Result]"]
 
 
-def test_a_program_that_waits() -> None:
-    result = hang(["sleep", "1000"])
+@pytest.fixture(scope="module")
+def ended() -> Iterator[Ended]:
+    with ThreadPoolExecutor(len(HANGS)) as pool:
+        yield {name: pool.submit(run, job) for name, job in HANGS.items()}
+
+
+def test_a_program_that_waits(ended: Ended) -> None:
+    result = ended["waits"].result()
     assert result.status == 124
-    assert result.trouble.startswith("not done within 5 s: sleep (pid ")
+    assert result.trouble.startswith("not done within 10 s: sleep (pid ")
     assert "waits in do_nanosleep < " in result.trouble
 
 
-def test_a_program_that_runs() -> None:
-    result = hang([sys.executable, "-c", "while True: pass"])
+def test_a_program_that_runs(ended: Ended) -> None:
+    result = ended["runs"].result()
     assert result.status == 124
     assert result.trouble.endswith(" runs in user space")
 
 
-def test_a_program_that_is_stuck_in_the_kernel() -> None:
-    result = hang(MOVE, adapter=NEVER, timeout=15)
+def test_a_program_that_is_stuck_in_the_kernel(ended: Ended) -> None:
+    result = ended["stuck"].result()
     assert result.status == 124
     assert "is stuck in the kernel, in " in result.trouble
     assert " < mlx5vf_cmd_suspend_vhca" in result.trouble
-    assert result.trouble.count("\n") == 0
+    assert "\n" not in result.trouble
+    assert "task:kworker/" in result.kernel_log
 
 
-def test_a_kernel_that_answers_no_more() -> None:
-    result = hang(provoke("HARDLOCKUP"))
+def test_a_kernel_that_answers_no_more(ended: Ended) -> None:
+    result = ended["lost"].result()
     assert result.status == 124
-    assert result.trouble.startswith(
-        "not done within 5 s: the kernel answers no more: it runs in lkdtm_HARDLOCKUP < "
-    )
+    assert "the kernel answers no more: it runs in " in result.trouble
+    assert "lkdtm_HARDLOCKUP < " in result.trouble
+
+
+def test_a_kernel_that_does_not_shut_down(ended: Ended) -> None:
+    result = ended["no shutdown"].result()
+    assert result.status == 124
+    assert "no power-off within 20 s: init (pid 1) is stuck in the kernel, in " in result.trouble
+
+
+def test_it_need_not_shut_down(ended: Ended) -> None:
+    result = ended["shutdown spared"].result()
+    assert result.status == 4
+    assert result.trouble == ""
 
 
 def test_the_command_shows_where_it_hangs() -> None:
@@ -116,20 +145,3 @@ def test_the_command_shows_where_it_hangs() -> None:
     assert "  do_nanosleep" in lines
     assert lines[-1].startswith("precopy: lab: not done within 5 s: sleep (pid ")
     assert len(lines) < 40
-
-
-#: What is never answered keeps its place in the command queue, and the driver's shutdown waits for
-#: all places.
-LEFT_BEHIND = f"{NEVER}&timeout=1"
-
-
-def test_a_kernel_that_does_not_shut_down() -> None:
-    result = hang([*MOVE, "--no-precopy"], adapter=LEFT_BEHIND, timeout=100)
-    assert result.status == 124
-    assert "no power-off within 20 s: init (pid 1) is stuck in the kernel, in " in result.trouble
-
-
-def test_it_need_not_shut_down() -> None:
-    result = hang([*MOVE, "--no-precopy"], adapter=LEFT_BEHIND, timeout=100, shutdown=False)
-    assert result.status == 4
-    assert result.trouble == ""

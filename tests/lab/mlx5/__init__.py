@@ -5,6 +5,6 @@
     meanwhile; cards for which the adapter has no option
 ``vf``, ``attempt``, ``devlink``
     inside: marks, streams, guests; a VF taken through steps that may fail; the PF's reload
-``sessions``, ``endings``, ``misuse``, ``faults``, ``never``, ``bus``, ``dirty``, ``trips``
+``sessions``, ``endings``, ``misuse``, ``faults``, ``never``, ``shortage``, ``bus``, ``dirty``, ``trips``
     inside: what is asked, by subject; run by ``tests.lab.inside_mlx5``
 """
