@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ _REGISTERS = struct.Struct("=27Q")
 _RBP, _RIP, _RSP = 4, 16, 19
 
 _DEEPEST = 64
+
+#: How often it is looked at, since in some functions of the host's C library it has no frame pointer;
+#: seconds between two looks.
+_LOOKS, _PAUSE = 10, 0.003
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -50,14 +55,19 @@ class Symbols:
 
 
 def host_stack(pid: int, symbols: Path) -> Stack:
-    """The stack of the process ``pid``, a child of this one, by the symbols of a System.map."""
+    """The stack of the process ``pid``, a child of this one, by the symbols of a System.map.
+
+    Of several looks the one with the fewest functions, so without a timer's interrupt on top.
+    """
     names = Symbols(symbols)
-    sleeps, addresses = False, list[int]()
-    with contextlib.suppress(OSError):
-        sleeps = not Path(f"/proc/{pid}/syscall").read_text().startswith("running")
-        addresses = _addresses(pid)
-    found = (names.name(address) for address in addresses)
-    return Stack(tuple(name for name in found if name is not None), sleeps)
+    stacks = [Stack()]
+    for _ in range(_LOOKS):
+        with contextlib.suppress(OSError):
+            sleeps = not Path(f"/proc/{pid}/syscall").read_text().startswith("running")
+            found = map(names.name, _addresses(pid))
+            stacks.append(Stack(tuple(name for name in found if name is not None), sleeps))
+        time.sleep(_PAUSE)
+    return min(stacks[::-1], key=lambda stack: (not stack.frames, len(stack.frames)))
 
 
 def _ptrace(request: int, pid: int, data: "ctypes.Array[ctypes.c_char] | None" = None) -> None:
@@ -85,7 +95,7 @@ def _addresses(pid: int) -> list[int]:
 
 
 def _walk(pid: int, registers: Sequence[int]) -> list[int]:
-    """By frame pointers, with which the kernel is built; the host's C library leaves them alone."""
+    """By frame pointers, with which the kernel is built; the host's C library mostly keeps them."""
     found, frame, lowest = [registers[_RIP]], registers[_RBP], registers[_RSP]
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory, contextlib.suppress(OSError):
         while frame >= lowest and not frame % 8 and len(found) < _DEEPEST:
