@@ -18,7 +18,7 @@ NOWHERE = "vfio:ffff:ff:1f.7"
 
 @pytest.mark.parametrize("name", ["", "nowhere", "vfio:", "vfio:06:00.2", "/dev/vfio/12"])
 def test_a_name_that_nobody_knows(name: str) -> None:
-    with pytest.raises(DeviceNameError, match="no such device; names are sim:mlx5, vfio:0000:06"):
+    with pytest.raises(DeviceNameError, match="no such device; names are sim:mlx5, vfio-user:"):
         open_device(name)
 
 

@@ -23,7 +23,7 @@ from precopy.mlx5_abi.commands import (
     Outbox,
 )
 from precopy.mlx5_abi.port import Done
-from precopy.pci.dma import DmaSpace
+from precopy.pci.dma import DmaMemory, DmaSpace
 
 VHCA_ID = 0x77
 
@@ -35,7 +35,7 @@ class WatchedDma(DmaSpace):
         super().__init__()
         self.mapped: set[int] = set()
 
-    def map(self, address: int, memory: memoryview) -> None:
+    def map(self, address: int, memory: DmaMemory) -> None:
         super().map(address, memory)
         self.mapped.add(address)
 

@@ -135,11 +135,66 @@ def test_words_are_written_by_their_bytes() -> None:
 
 def test_memory_that_cannot_be_mapped() -> None:
     space = DmaSpace()
-    for memory in (memoryview(bytearray()), memoryview(b"read-only")):
-        with pytest.raises(OSError, match="EINVAL"):
-            space.map(0, memory)
+    with pytest.raises(OSError, match="EINVAL"):
+        space.map(0, memoryview(bytearray()))
     with pytest.raises(OSError, match="EEXIST"):
         space.map((1 << 64) - 1, memoryview(bytearray(2)))
+
+
+def test_memory_that_dma_may_only_read() -> None:
+    space, told = DmaSpace(), list[tuple[int, int]]()
+    space.listen(lambda address, length: told.append((address, length)))
+    space.map(0, memoryview(bytearray(b"before")))
+    space.map(6, memoryview(b"read-only"))
+    assert space.read(3, 7) == b"oreread"
+    for address, data in ((6, b"x"), (3, b"across")):
+        with pytest.raises(OSError, match="EFAULT"):
+            space.write(address, data)
+    with pytest.raises(OSError, match="EFAULT"):
+        space.view(6, 1)
+    with pytest.raises(OSError, match="EFAULT"):
+        space.views(5, 2)
+    assert space.read(0, 6) == b"before"
+    assert not told
+
+
+class _Distant:
+    """Memory of somebody else, who is asked for it."""
+
+    def __init__(self, size: int, *, readonly: bool = False) -> None:
+        self.data, self.readonly = bytearray(range(size)), readonly
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(self.data[offset : offset + length])
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        self.data[offset : offset + len(data)] = data
+
+
+def test_memory_that_is_asked_for() -> None:
+    space, distant = DmaSpace(), _Distant(8)
+    space.map(0x100, memoryview(bytearray(8)))
+    space.map(0x108, distant)
+    assert space.ranges() == [(0x100, 8), (0x108, 8)]
+    assert space.read(0x106, 4) == b"\0\0\0\1"
+    assert space.read(0x109, 2) == b"\1\2"
+    space.write(0x106, b"abcd")
+    assert space.read(0x106, 4) == b"abcd"
+    assert distant.data[:3] == b"cd\2"
+    space.check(0x100, 16)
+    for access in (space.view, space.views):
+        with pytest.raises(OSError, match="EFAULT"):
+            access(0x108, 1)
+    for address in (0x10C, 0x110):
+        with pytest.raises(OSError, match="EFAULT"):
+            space.read(address, 8)
+    distant.readonly = True
+    with pytest.raises(OSError, match="EFAULT"):
+        space.write(0x106, b"wxyz")
+    assert space.read(0x106, 4) == b"abcd"
 
 
 def test_mappings_are_replaced_in_one_step_or_not_at_all() -> None:

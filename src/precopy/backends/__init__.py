@@ -5,8 +5,10 @@
 ``kernel``
     ``vfio:0000:06:00.2``, an mdev's UUID, a /dev/vfio/devices node: the kernel's drivers; each
     with ``?attach=cdev`` or ``?attach=group`` behind it where that matters
+``vfio_user``
+    ``vfio-user:/path``: a device that another process serves on a unix socket
 ``vfio``, ``vfio_guest``
-    the same, opened with the guest that its name asks for
+    a kernel's device, opened with the guest that its name asks for
 """
 
 from precopy.backends.errors import DeviceNameError
@@ -17,8 +19,9 @@ from precopy.vfio.guest import Opened
 __all__ = ["DeviceNameError", "list_devices", "open_device"]
 
 
-def open_device(name: str, *, target: bool = False) -> Opened:
-    """Open the device ``name``; ``target``: to be filled by a migration.
+def open_device(name: str, *, target: bool = False, served: bool = False) -> Opened:
+    """Open the device ``name``; ``target``: to be filled by a migration; ``served``: to be offered to
+    others, with its PCI face if it has one and without a guest.
 
     Raises DeviceNameError for a name that nobody understands, OSError where the device can't be
     opened.
@@ -27,14 +30,18 @@ def open_device(name: str, *, target: bool = False) -> Opened:
     if name.startswith("sim:"):
         from precopy.backends import sim
 
-        return sim.open_sim(name, target=target)
+        return sim.open_sim(name, target=target, served=served)
+    if name.startswith("vfio-user:"):
+        from precopy.backends.vfio_user import open_vfio_user
+
+        return open_vfio_user(name, target=target or served)
     if is_kernel_name(name):
         from precopy.backends import vfio
 
-        return vfio.open_vfio(name, target=target)
+        return vfio.open_vfio(name, target=target or served)
     raise DeviceNameError(
-        f"{name}: no such device; names are sim:mlx5, vfio:0000:06:00.2, an mdev's UUID or"
-        " /dev/vfio/devices/vfio0"
+        f"{name}: no such device; names are sim:mlx5, vfio-user:/path, vfio:0000:06:00.2, an mdev's"
+        " UUID or /dev/vfio/devices/vfio0"
     )
 
 

@@ -13,6 +13,7 @@ from precopy.mlx5 import Mlx5VfioDevice
 from precopy.mlx5_abi.records import RecordCounter
 from precopy.options import Option, OptionError
 from precopy.pci.memory import RegionSpec
+from precopy.vfio.function_face import FunctionFace
 from precopy.vfio.guest import Guest, Opened
 
 PREFIX = "sim:"
@@ -32,18 +33,22 @@ def parse(name: str) -> dict[str, object]:
         raise DeviceNameError(f"{name}: {error}") from error
 
 
-def open_sim(name: str, *, target: bool = False) -> Opened:
-    """Open a simulated device; ``target``: without a guest of its own. DeviceNameError, OSError."""
+def open_sim(name: str, *, target: bool = False, served: bool = False) -> Opened:
+    """Open a simulated device; ``target``: without a guest of its own; ``served``: for the guest of
+    whoever attaches it. DeviceNameError, OSError."""
     found = parse(name)
     try:
-        workload = None if target else workload_of(found)
+        workload = None if target or served else workload_of(found)
     except ValueError as error:
         raise DeviceNameError(f"{name}: {error}") from error
     # A target takes whatever bulk state comes; an untouched table costs nothing.
-    adapter = Adapter(card.config(found, blank=target), faults=card.faults(found))
+    kind = card.config(found, blank=target, spare_room=served)
+    adapter = Adapter(kind, faults=card.faults(found))
     port = adapter.vfs[0]
     device = SimDevice(adapter, name)
     opened = Opened(device, count_records=RecordCounter)
+    if served:
+        opened.face = FunctionFace(adapter.assigned_vf(0), flr=device.reset, barrier=port.vhca.lock)
     if workload is not None:
         try:
             opened.guest = WorkloadGuest.power_on(port, workload)

@@ -12,6 +12,7 @@ COMMANDS = {
     "lab": "precopy.cli.lab",
     "migrate": "precopy.cli.migrate",
     "receive": "precopy.cli.receive",
+    "serve": "precopy.cli.serve",
 }
 
 

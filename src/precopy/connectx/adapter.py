@@ -24,8 +24,8 @@ _PF_VHCA_ID = 0x100
 #: A PF here has no queues of its own; its keys are over the driver's buffers.
 _PF_LOG_MAX = 8
 
-#: Room for bulk state of a card that waits to be loaded: address space, not memory.
-_BLANK_ROOM = 16 << 30
+#: Room for bulk state of a card that may be loaded: address space, not memory.
+_SPARE_ROOM = 16 << 30
 
 
 class Executor(Protocol):
@@ -119,7 +119,7 @@ class Adapter:
         self.executor: Executor = executor or ThreadPoolExecutor(1, thread_name_prefix="firmware")
         self._closed = threading.Event()
         of_pf = slots.tables(_PF_LOG_MAX, _PF_LOG_MAX, 0)
-        room = max(config.state_bytes, _BLANK_ROOM if config.blank else 0)
+        room = max(config.state_bytes, _SPARE_ROOM if config.blank or config.spare_room else 0)
         of_vf = slots.tables(config.log_max_qp, config.log_max_cq, room)
         # A PF has no bulk state of its own here.
         functions = {0: Function(0, Vhca(_PF_VHCA_ID, config, of_pf))}
@@ -145,6 +145,11 @@ class Adapter:
         ]
         pf = PhysicalFunction(self.config, self.firmware, self._functions[0], made)
         return pf, made
+
+    def assigned_vf(self, vf_index: int) -> ConnectxFunction:
+        """VF ``vf_index`` (from 0) as VFIO shows it to the guest that it is assigned to."""
+        function = self._functions[vf_index + 1]
+        return ConnectxFunction(self.config, self.firmware, function, assigned=True)
 
     def require_alive(self) -> None:
         if self._closed.is_set():

@@ -39,6 +39,8 @@ class AdapterConfig:
     first_session: int = 0
     #: Power on without bulk state, but with room for it: a card that waits to be loaded.
     blank: bool = False
+    #: Room for more bulk state than it has: a card that may be loaded though it works already.
+    spare_room: bool = False
 
 
 #: Instead of a status: the command is never answered.

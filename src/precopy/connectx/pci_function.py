@@ -47,9 +47,19 @@ _UARS = FIRST_NUMBER["uar"] * PAGE
 
 
 class ConnectxFunction(Endpoint):
-    """One function of the card as software sees it on the bus."""
+    """One function of the card as software sees it on the bus.
 
-    def __init__(self, config: AdapterConfig, firmware: Firmware, function: Function) -> None:
+    ``assigned``: a VF as VFIO shows it to a guest that has it alone, with its ids and its BAR.
+    """
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        firmware: Firmware,
+        function: Function,
+        *,
+        assigned: bool = False,
+    ) -> None:
         virtual = function.index > 0
         self._function, self._vhca = function, function.vhca
         super().__init__(
@@ -60,7 +70,8 @@ class ConnectxFunction(Endpoint):
             class_code=_CLASS_ETHERNET,
             bar_bytes=BAR_BYTES,
             vectors=VECTORS,
-            virtual=virtual,
+            virtual=virtual and not assigned,
+            remap=not assigned,
         )
         self._commands = CommandQueue(
             function.vhca, lambda inbox: firmware.execute(function, inbox)

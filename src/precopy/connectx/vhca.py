@@ -45,7 +45,7 @@ class Vhca:
         if steering.slots and not self.config.blank:
             generator = np.random.default_rng((self.config.seed, self.vhca_id))
             step = 1 << 22
-            total = steering.slots * steering.slot_bytes
+            total = min(steering.slots * steering.slot_bytes, self.config.state_bytes)
             block = generator.bytes(step)
             for offset in range(0, total, step):
                 length = min(step, total - offset)

@@ -5,11 +5,12 @@ import errno
 import ipaddress
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+from precopy.unix_socket import listen_unix
 
 DEFAULT_PORT = 7475
 
@@ -148,7 +149,7 @@ class Listening:
         self._path = address.path
         try:
             if address.path:
-                self._socket = _listen_unix(address.path)
+                self._socket = listen_unix(address.path)
             else:
                 family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
                 self._socket = socket.create_server((address.host, address.port), family=family)
@@ -175,40 +176,3 @@ class Listening:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
         self._socket.close()
-
-
-def _listen_unix(path: str) -> socket.socket:
-    """A socket at ``path`` with mode 0600, also where one is left of a process that is gone."""
-    listening = socket.socket(socket.AF_UNIX)
-    try:
-        before = os.umask(0o177)
-        try:
-            try:
-                listening.bind(path)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or not _is_left_over(path):
-                    raise
-                os.unlink(path)
-                listening.bind(path)
-        finally:
-            os.umask(before)
-        listening.listen()
-    except BaseException:
-        listening.close()
-        raise
-    return listening
-
-
-def _is_left_over(path: str) -> bool:
-    """Whether ``path`` is a socket on which nobody listens."""
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        return False
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.settimeout(1.0)
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            pass
-    return False

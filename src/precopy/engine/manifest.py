@@ -64,7 +64,11 @@ def _stream(device: VfioDevice, wanted: Message) -> str | None:
 
 
 def _needs(device: VfioDevice, wanted: Message) -> str | None:
-    lacking = sorted(set(wanted["needs"]) - device.identity.offers)
+    offers = device.identity.offers
+    if offers is None:
+        # A device that can't say what it has says at the stream's loading.
+        return None
+    lacking = sorted(set(wanted["needs"]) - offers)
     return f"this device lacks {', '.join(lacking)}" if lacking else None
 
 

@@ -32,6 +32,7 @@ class Endpoint:
     """A function with one 64-bit BAR 0 of ``bar_bytes``, MSI-X, FLR (``PciFunction``).
 
     ``virtual``: a VF, whose ids read as ones and whose BAR is the PF's to place (SR-IOV, 9.3.4).
+    ``remap``: with the capability by which software maps memory for its DMA (see ``pci.remap``).
     A function that is not :attr:`present` reads as ones everywhere.
     """
 
@@ -46,6 +47,7 @@ class Endpoint:
         bar_bytes: int,
         vectors: int,
         virtual: bool = False,
+        remap: bool = True,
     ) -> None:
         self._name, self._dma = name, dma
         self._bar_bytes = bar_bytes
@@ -70,7 +72,9 @@ class Endpoint:
             capabilities.power_management(space)
         self._control = capabilities.msix(space, vectors, 0, MSIX_TABLE, MSIX_PENDING)
         space.on_write(self._control, 2, lambda: self.msix.control(space.get(self._control, 2)))
-        self.remap = RemapCapability(space, dma)
+        self.remap = RemapCapability(space, dma) if remap else None
+        #: Told after a driver has reset the function (FLR).
+        self.on_flr: Callable[[], None] | None = None
 
     @property
     def name(self) -> str:
@@ -103,6 +107,8 @@ class Endpoint:
         if value & DEVCTL_FLR:
             self.config.set(self._devctl, 2, value & ~DEVCTL_FLR)
             self.reset()
+            if self.on_flr is not None:
+                self.on_flr()
 
     def reset(self) -> None:
         """FLR: registers that a driver set go back, BARs stay where they were put."""
@@ -110,7 +116,8 @@ class Endpoint:
             self.config.set(COMMAND, 2, 0)
             self.config.set(self._control, 2, self.msix.vectors - 1)
             self.msix.reset()
-            self.remap.reset()
+            if self.remap is not None:
+                self.remap.reset()
             self.on_reset()
 
     # --- BAR 0 --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Source: PCI Express Base Specification 5.0, section 6.1.4.
 
 import struct
 import threading
+from collections.abc import Callable
 
 from precopy.pci.capabilities import MSIX_ENABLE, MSIX_MASK_ALL
 from precopy.pci.function import DeliverMsi
@@ -20,6 +21,7 @@ class MsixTable:
         self.vectors = vectors
         self._lock = threading.Lock()
         self._deliver: DeliverMsi | None = None
+        self._vectors: Callable[[int], None] | None = None
         self._control = 0
         self._table = bytearray()
         self._pending: set[int] = set()
@@ -34,6 +36,12 @@ class MsixTable:
     def connect(self, deliver: DeliverMsi | None) -> None:
         with self._lock:
             self._deliver = deliver
+
+    def connect_vectors(self, raised: Callable[[int], None] | None) -> None:
+        """From now on ``raised`` is told of every vector, whatever the table holds (VFIO's way: the
+        table is the host's, its vectors are eventfds). None: by the table again."""
+        with self._lock:
+            self._vectors = raised
 
     # --- What the driver does -----------------------------------------------------------------
 
@@ -66,6 +74,10 @@ class MsixTable:
     def fire(self, vector: int) -> None:
         """Raise ``vector``; one that is masked waits. One that does not exist is lost."""
         if not 0 <= vector < self.vectors:
+            return
+        raised = self._vectors
+        if raised is not None:
+            raised(vector)
             return
         with self._lock:
             if not self._control & MSIX_ENABLE:

@@ -46,7 +46,7 @@ class DeviceIdentity:
     ``stream`` names the format of the device's state ("mlx5", "mtty", ...) and ``stream_version``
     its version; a target reads streams of its own version and of older ones. ``needs`` are the
     capabilities without which the device's present state can't be loaded; ``offers`` those that
-    this device has as a target. ``details`` is told to people and compared by nobody.
+    this device has as a target, None where it can't say. ``details`` is told to people and compared by nobody.
     """
 
     vendor_id: int
@@ -57,7 +57,7 @@ class DeviceIdentity:
     stream: str
     stream_version: int = 1
     needs: frozenset[str] = frozenset()
-    offers: frozenset[str] = frozenset()
+    offers: frozenset[str] | None = frozenset()
     details: Mapping[str, str] = field(default_factory=dict)
 
 

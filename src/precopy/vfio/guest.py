@@ -6,6 +6,7 @@ from typing import Protocol
 
 from precopy.pci.memory import GuestMemory, RegionSpec
 from precopy.vfio.device import Buffer, VfioDevice
+from precopy.vfio.face import PciFace
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Opened:
     #: Makes a counter of the records in the device's stream, fed with pieces of it; each call
     #: answers how many records have begun so far. None where nobody here knows the stream.
     count_records: Callable[[], Callable[[Buffer], int]] | None = None
+    #: The device's PCI face, where it was opened to be served.
+    face: PciFace | None = None
     notes: list[str] = field(default_factory=list)
 
     def close(self) -> None:

@@ -129,7 +129,7 @@ def test_an_mdev(empty: Tree) -> None:
     assert list_found(empty.root) == [found]
     # What its type has is what its state needs, so another type refuses it.
     who = identity(found, CDEV)
-    assert who.needs == who.offers == {"mdev type mtty-2"}
+    assert who.needs == who.offers == frozenset({"mdev type mtty-2"})
     assert (who.vendor_id, who.stream, who.details) == (0, "mtty", {"node": CDEV})
 
 

@@ -1,0 +1,121 @@
+"""A device on a unix socket, for one client at a time; who may connect is told by the kernel."""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Container
+
+from precopy.frontends.vfio_user.offered import Offered
+from precopy.frontends.vfio_user.quirks import Quirks
+from precopy.frontends.vfio_user.session import Session
+from precopy.unix_socket import listen_unix, peer_user
+from precopy.vfio.device import VfioDevice
+from precopy.vfio.face import PciFace
+
+log = logging.getLogger("precopy.vfio_user")
+
+#: Connections at a time, those that have not agreed on a version among them.
+MOST_CONNECTIONS = 16
+
+#: Seconds that a command under way has at the end.
+_LAST_CALL = 5.0
+
+
+class Server:
+    """``device`` at ``path``. OSError where nothing can listen there.
+
+    ``users``: who may connect besides the user of this process; None: anybody who can reach the
+    socket. It has mode 0600; for others to reach it, its mode is to be changed.
+    """
+
+    def __init__(
+        self,
+        device: VfioDevice,
+        face: PciFace | None,
+        path: str,
+        *,
+        users: Container[int] | None = (),
+        quirks: Quirks | None = None,
+    ) -> None:
+        self._offered = Offered(device, face)
+        self._path, self._users, self._quirks = path, users, quirks
+        self._socket = listen_unix(path)
+        self._lock = threading.Lock()
+        self._sessions: dict[Session, threading.Thread] = {}
+        self._stopping = False
+        self._count = 0
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def serve(self) -> None:
+        """Take clients until :meth:`stop` is called."""
+        while True:
+            try:
+                connected, _ = self._socket.accept()
+            except OSError:
+                return
+            self._take(connected)
+
+    def _take(self, connected: socket.socket) -> None:
+        user = peer_user(connected)
+        self._count += 1
+        name = f"client {self._count}"
+        with self._lock:
+            crowded = len(self._sessions) >= MOST_CONNECTIONS
+            why = ""
+            if self._users is not None and user != os.getuid() and user not in self._users:
+                why = f"user {user} may not connect"
+            elif self._stopping or crowded:
+                why = f"{len(self._sessions)} clients are connected already"
+            if why:
+                log.warning("%s: refused: %s", name, why)
+                connected.close()
+                return
+            session = Session(connected, self._offered, name=name, quirks=self._quirks)
+            thread = threading.Thread(target=self._run, args=(session,), name=name, daemon=True)
+            self._sessions[session] = thread
+        thread.start()
+
+    def _run(self, session: Session) -> None:
+        try:
+            session.run()
+        finally:
+            with self._lock:
+                del self._sessions[session]
+
+    def start(self, done: Callable[[], None] | None = None) -> threading.Thread:
+        """Serve in a thread of its own; ``done`` is called when that ends."""
+
+        def run() -> None:
+            self.serve()
+            if done is not None:
+                done()
+
+        thread = threading.Thread(target=run, name="vfio-user", daemon=True)
+        thread.start()
+        return thread
+
+    def stop(self, grace: float = 0.0) -> None:
+        """Take no more clients; ask the present one to let go, and end it after ``grace`` seconds."""
+        self._stopping = True
+        # A thread in accept() is not woken by close() alone.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        with self._lock:
+            sessions = dict(self._sessions)
+        if sessions:
+            self._offered.ask_for_release()
+        for session, thread in sessions.items():
+            thread.join(grace)
+            session.end()
+        for thread in sessions.values():
+            # A device that never comes back from a call does not hold up the end.
+            thread.join(_LAST_CALL)
+        self._offered.close()
