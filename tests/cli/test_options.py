@@ -2,13 +2,17 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from precopy.cli.common import Signals, fail, number, size
+from precopy.cli.common import fail, number, size
 from precopy.cli.main import main
+from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine.outcome import ExitStatus
 from tests.cli.processes import BLANK, SMALL
 
@@ -176,3 +180,37 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_may_come_while_its_event_is_waited_for() -> None:
+    """Whatever the waiting thread is doing just then: here, after each line that it runs."""
+    for line in range(1, 30):
+        event = SignalEvent()
+        left = line
+
+        def trace(frame: FrameType, what: str, _: object, event: SignalEvent = event) -> Any:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGHUP)
+            return trace
+
+        with Signals() as signals:
+            signals.action = event.set
+            sys.settrace(trace)
+            try:
+                event.wait(0.01)
+            finally:
+                sys.settrace(None)
+        assert event.is_set() or left > 0
+
+
+def test_an_event_that_was_set_before() -> None:
+    event = SignalEvent()
+    assert not event.wait(0)
+    assert not event.is_set()
+    event.set()
+    event.set()
+    assert event.wait()
+    event.clear()
+    assert not event.wait(0)

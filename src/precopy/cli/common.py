@@ -1,14 +1,11 @@
-"""What several commands share: errors, signals, progress, and how devices are opened."""
+"""What several commands share: errors, options, progress, and how devices are opened."""
 
 import contextlib
 import math
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -38,40 +35,6 @@ def open_or_fail(name: str, *, target: bool = False) -> Opened:
         fail(str(error), ExitStatus.USAGE)
     except OSError as error:
         fail(f"{name}: {reason_of(error)}", ExitStatus.FAILED)
-
-
-# --- Signals ----------------------------------------------------------------------------------
-
-
-def interrupt() -> NoReturn:
-    """What Python does on SIGINT."""
-    raise KeyboardInterrupt
-
-
-class Signals(contextlib.AbstractContextManager["Signals"]):
-    """SIGINT, SIGTERM and SIGHUP, all taken alike while this is entered: :attr:`action` is called.
-
-    At first it is :func:`interrupt`. A signal that whoever started this process had ignored (nohup)
-    stays ignored. Outside the main thread, where signals do not arrive, nothing is done.
-    """
-
-    def __init__(self) -> None:
-        self.action: Callable[[], object] = interrupt
-        self._before: dict[signal.Signals, Any] = {}
-
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        self.action()
-
-    def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():
-            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(each) is not signal.SIG_IGN:
-                    self._before[each] = signal.signal(each, self._handle)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for each, before in self._before.items():
-            signal.signal(each, before)
 
 
 # --- Options ----------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 import os
 import signal
-import threading
 from typing import NoReturn
 
-from precopy.cli.common import Signals, fail, warn
+from precopy.cli.common import fail, warn
+from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine.outcome import ExitStatus, reason_of
 from precopy.vfio.guest import Opened
 from precopy.vfio.states import DeviceState
@@ -17,7 +17,7 @@ def hold(opened: Opened, signals: Signals, text: str, status: ExitStatus) -> NoR
     Exits with ``status`` where it is given up, with FAILED once it has run here, with STOPPED where
     it can't. Called in the main thread.
     """
-    decided, run_here = threading.Event(), threading.Event()
+    decided, run_here = SignalEvent(), SignalEvent()
 
     def run(*_: object) -> None:
         run_here.set()
@@ -40,7 +40,7 @@ def hold(opened: Opened, signals: Signals, text: str, status: ExitStatus) -> NoR
 
 
 def _run(opened: Opened, signals: Signals) -> NoReturn:
-    ended = threading.Event()
+    ended = SignalEvent()
     signals.action = ended.set
     try:
         opened.device.set_state(DeviceState.RUNNING)

@@ -10,13 +10,13 @@ from precopy.cli.common import (
     PROGRESS_KINDS,
     SECONDS,
     SOME_SECONDS,
-    Signals,
     fail,
     open_or_fail,
     progress_of,
 )
 from precopy.cli.hold import hold
 from precopy.cli.receiver import Receiver
+from precopy.cli.signals import Signals
 from precopy.engine import address as addresses
 from precopy.engine.address import AddressError
 from precopy.engine.channel import Channel
@@ -125,7 +125,13 @@ def migrate(
         fail("--compare needs a device as its target: it moves twice", ExitStatus.USAGE)
     reports = []
     for precopy in (True, False) if compare else (not no_precopy,):
-        options = Options(precopy=precopy, policy=policy, silence=silence, min_rounds=min_rounds)
+        options = Options(
+            precopy=precopy,
+            policy=policy,
+            silence=silence,
+            min_rounds=min_rounds,
+            cancel=SignalEvent(),
+        )
         reports.append(_once(source, target, options, wait, run_for, keep, progress))
     if as_json:
         found = [report.to_dict() for report in reports]

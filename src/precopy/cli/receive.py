@@ -14,13 +14,13 @@ from precopy.cli.common import (
     PROGRESS_KINDS,
     SECONDS,
     SOME_SECONDS,
-    Signals,
     fail,
     open_or_fail,
     progress_of,
     size,
     warn,
 )
+from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine import address as addresses
 from precopy.engine.address import AddressError, Listening
 from precopy.engine.channel import Channel
@@ -95,7 +95,7 @@ def receive(
     SIGINT or SIGTERM ends it: before the device runs here the migration is cancelled, after that
     the device is ended.
     """
-    stop = threading.Event()
+    stop = SignalEvent()
     options = TargetOptions(silence, max_memory, stop)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())

@@ -6,13 +6,13 @@ import logging
 import os
 import pwd
 import stat
-import threading
 from contextlib import closing
 
 import click
 
 from precopy.backends import DeviceNameError, open_device
-from precopy.cli.common import SECONDS, Signals, fail, warn
+from precopy.cli.common import SECONDS, fail, warn
+from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine.outcome import ExitStatus, reason_of
 from precopy.frontends.vfio_user import Server
 from precopy.frontends.vfio_user.quirks import QUIRKS
@@ -64,7 +64,7 @@ def serve(
     One client at a time has the device; another can have it after that. SIGINT or SIGTERM ends it.
     """
     _log_to_stderr(logging.WARNING if quiet else logging.INFO)
-    stop = threading.Event()
+    stop = SignalEvent()
     allowed = None if allow_all_users else {_user(name) for name in users}
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
