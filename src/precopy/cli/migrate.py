@@ -16,7 +16,7 @@ from precopy.cli.common import (
 )
 from precopy.cli.hold import hold
 from precopy.cli.receiver import Receiver
-from precopy.cli.signals import Signals
+from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine import address as addresses
 from precopy.engine.address import AddressError
 from precopy.engine.channel import Channel
