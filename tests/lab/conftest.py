@@ -28,6 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A guest that hangs is ended after two minutes by the lab, which says where it hung: that has to
+    come before the test's own end."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(240))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """By environment: tests start kernels in processes of their own, too."""
     variant = config.getoption("--lab-variant")
