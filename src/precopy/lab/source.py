@@ -16,7 +16,8 @@ from precopy.lab.errors import LabError
 #: In the order of preference: the first that has a linux-source package is taken.
 SUITES = ("trixie-backports", "sid", "trixie")
 
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+#: What Debian signs its lists with.
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
 
 Say = Callable[[str], None]
@@ -97,7 +98,8 @@ def _unpack(tarball: Path, work: Path, say: Say) -> Path:
     return tops[0]
 
 
-def _mirror() -> str:
+def mirror() -> str:
+    """The Debian mirror of the host's own apt. LabError where it has none."""
     for path in _SOURCES:
         if path.exists():
             found = re.search(r"https?://\S+/debian(?=/?\s)", path.read_text())
@@ -108,16 +110,16 @@ def _mirror() -> str:
 
 def from_debian(state: Path, say: Say) -> Source:
     """The newest linux-source package; ``state`` holds apt's lists. LabError without Debian's apt."""
-    if not _KEYRING.exists():
+    if not KEYRING.exists():
         raise LabError(
             "this is not a Debian with its keyring: give the kernel's source by --source"
         )
-    mirror = _mirror()
+    base = mirror()
     for name in ("lists/partial", "cache/archives/partial"):
         (state / name).mkdir(parents=True, exist_ok=True)
     listing = state / "sources.list"
     listing.write_text(
-        "".join(f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n" for suite in SUITES)
+        "".join(f"deb [signed-by={KEYRING}] {base} {suite} main\n" for suite in SUITES)
     )
     options = [
         *("-o", f"Dir::Etc::sourcelist={listing}", "-o", "Dir::Etc::sourceparts=-"),
