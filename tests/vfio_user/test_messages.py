@@ -115,7 +115,7 @@ def test_sizes_of_the_specification() -> None:
 def test_flags_of_a_header(flags: int, reply: bool, wants: bool) -> None:
     header = Header(1, 2, 16, flags, 0)
     assert (header.is_reply, header.wants_reply) == (reply, wants)
-    assert MessageFlags.ERROR == 0x20
+    assert int(MessageFlags.ERROR) == 0x20
 
 
 # --- Areas of a region ----------------------------------------------------------------------------

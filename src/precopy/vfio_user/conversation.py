@@ -33,8 +33,9 @@ from precopy.vfio_user.messages import (
 #: Messages up to this size (bytes, without the header) are received whole with one call.
 _SMALL = 64 << 10
 
-#: Commands of the peer that may wait while one of them is carried out: number, and bytes of all.
-MOST_WAITING, MOST_WAITING_BYTES = 1024, 8 << 20
+#: Commands of the peer that may wait while one of them is carried out: number, bytes of all, and
+#: their descriptors.
+MOST_WAITING, MOST_WAITING_BYTES, MOST_WAITING_FDS = 1024, 8 << 20, 64
 
 _ROOM_FOR_FDS = socket.CMSG_SPACE((MOST_FDS + 1) * array.array("i").itemsize)
 # As plain integers: testing a bit of the socket module's own costs 2 us.
@@ -87,6 +88,7 @@ class _Waiting:
 
     messages: deque[Message] = field(default_factory=deque)
     size: int = 0
+    fds: int = 0
 
 
 _NOTHING = memoryview(b"")
@@ -215,12 +217,17 @@ class Conversation:
     def next_request(self, timeout: float | None = None) -> Message:
         """The peer's next command, or what came instead of one. Gone, TimeoutError."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        waiting = self._waiting.messages
-        self._read_until(lambda: bool(waiting), deadline)
-        with self._changed:
-            message = waiting.popleft()
-            self._waiting.size -= len(message.payload)
-            return message
+        waiting = self._waiting
+        while True:
+            self._read_until(lambda: bool(waiting.messages), deadline)
+            with self._changed:
+                if not waiting.messages:
+                    # Another thread was faster.
+                    continue
+                message = waiting.messages.popleft()
+                waiting.size -= len(message.payload)
+                waiting.fds -= len(message.fds)
+                return message
 
     def recycle(self, message: Message) -> None:
         """``message`` has been dealt with: its descriptors are closed, its memory is used again."""
@@ -257,7 +264,8 @@ class Conversation:
                 changed.notify_all()
             if refused:
                 message.close_fds()
-                self.fail(message.header, errno.ENOBUFS)
+                if not message.header.is_reply:
+                    self.fail(message.header, errno.ENOBUFS)
 
     def _sort(self, message: Message) -> bool:
         """Give a message to whom it is for; whether there is no room for it."""
@@ -269,13 +277,15 @@ class Conversation:
             if message.problem is None:
                 message.problem = wrong(errno.EINVAL, "a reply that nobody waits for")
         waiting = self._waiting
-        size = waiting.size + len(message.payload)
-        if len(waiting.messages) >= MOST_WAITING or (
-            waiting.messages and size > MOST_WAITING_BYTES
+        size, fds = waiting.size + len(message.payload), waiting.fds + len(message.fds)
+        if waiting.messages and (
+            len(waiting.messages) >= MOST_WAITING
+            or size > MOST_WAITING_BYTES
+            or fds > MOST_WAITING_FDS
         ):
             return True
         waiting.messages.append(message)
-        waiting.size = size
+        waiting.size, waiting.fds = size, fds
         return False
 
     def _receive(self, deadline: float | None) -> Message:
@@ -295,9 +305,11 @@ class Conversation:
         size = header.size - HEADER.size
         if header.is_reply and not header.flags & _ERROR:
             call = self._calls.get(header.message_id)
-            if call is not None and call.into is not None and size > MIG_DATA_HEAD:
-                if size - MIG_DATA_HEAD <= len(call.into):
-                    return self._receive_into(header, size, call.into, deadline)
+            # A second reply to the same command finds its memory given away.
+            into = None if call is None or call.reply is not None else call.into
+            if into is not None and size > MIG_DATA_HEAD:
+                if size - MIG_DATA_HEAD <= len(into):
+                    return self._receive_into(header, size, into, deadline)
                 self._discard = size
                 problem = wrong(errno.EPROTO, f"a reply of {size} bytes, more than asked for")
                 return self._taken(header, _NOTHING, HEADER.size, problem)
@@ -345,17 +357,24 @@ class Conversation:
         have = min(self._end - at, rest)
         into[:have] = self._inbox[at : at + have]
         message = self._taken(header, fixed, HEADER.size + head + have, None)
-        while have < rest:
+        try:
+            self._receive_rest(into[have:rest], deadline)
+        except BaseException:
+            message.close_fds()
+            raise
+        return message
+
+    def _receive_rest(self, into: memoryview, deadline: float | None) -> None:
+        while into:
             self._await_data(deadline)
             try:
-                count = self._socket.recv_into(into[have:rest])
+                count = self._socket.recv_into(into)
             except OSError as error:
                 raise self._over(errno.ENOTCONN, "the peer has gone") from error
             if not count:
                 raise self._over(errno.EPROTO, "the connection ended in the middle of a message")
-            have += count
+            into = into[count:]
             self._position += count
-        return message
 
     def _taken(
         self, header: Header, payload: memoryview, size: int, problem: WireError | None
@@ -408,7 +427,9 @@ class Conversation:
                     got.frombytes(data[: len(data) - len(data) % got.itemsize])
                     fds += got
             self._fds.append((self._position + self._end, fds))
-            if flags & _TRUNCATED:
+            # What is here belongs to one message that is not complete, or to that and the next.
+            held = sum(len(each) for _, each in self._fds)
+            if flags & _TRUNCATED or len(fds) > MOST_FDS or held > 2 * MOST_FDS:
                 raise self._over(errno.EPROTO, "more descriptors came than a message may have")
         if not count:
             if self._end or self._discard:
