@@ -10,6 +10,9 @@ from precopy.mlx5_abi.commands import CapType
 
 _PORT_TYPE_ETHERNET = 1
 
+#: The timer of the initialization segment counts nanoseconds.
+TIMER_KHZ = 1_000_000
+
 
 def _log(count: int) -> int:
     return count.bit_length() - 1
@@ -31,6 +34,7 @@ def _general(page: Any, config: AdapterConfig, index: int, vhca_id: int) -> None
         log_max_msg=30,
         port_type=_PORT_TYPE_ETHERNET,
         cqe_version=1,
+        device_frequency_khz=0 if config.few_polls else TIMER_KHZ,
         adv_virtualization=config.page_track,
         migration=config.migration,
     )

@@ -32,6 +32,8 @@ class AdapterConfig:
     page_track_ranges: int = 8
     #: Seconds that a driver waits for a command, as the initialization segment tells it.
     command_timeout: int = 60
+    #: Have drivers look seldom by timers of their own: at the health once an hour, at no clock.
+    few_polls: bool = False
     #: New pages (never sent before) from which on there is new initial state, not merely change.
     reinit_pages: int = 256
     #: Number of the first saving session after a reset; 0: drawn at random, as it should be where

@@ -62,7 +62,7 @@ class Firmware:
         self._functions = functions
         self._by_vhca = {function.vhca.vhca_id: function for function in functions.values()}
         self.faults = faults
-        self._hca = Hca(functions)
+        self._hca = Hca(functions, few_polls=config.few_polls)
         pf = functions[0]
         limits = AdvVirtualizationCap()
         write_limits = capability_pages.PAGES[CapType.ADV_VIRTUALIZATION]

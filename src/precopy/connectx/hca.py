@@ -40,8 +40,7 @@ _IEEE_VENDOR_ID = 0x0002C9
 #: Registers of ACCESS_REG. DTOR holds times that drivers wait; HOST_ENDIANNESS is write only.
 _HOST_ENDIANNESS, _DTOR = 0x7004, 0xC00E
 _DTOR_BYTES = 64
-#: ``health_poll_to`` of DTOR: 1 hour. A poll that comes amid another read of the same function can
-#: make User-Mode Linux lose that read's answer (virtio_pcidev.c is not safe against interrupts).
+#: ``health_poll_to`` of DTOR: 1 hour; 0 is a driver's own time, 2 seconds.
 _HEALTH_POLL_AT, _ONE_HOUR = 20, (3 << 29 | 1).to_bytes(4, "big")
 
 _SUPPORTED_ISSI = 0b11
@@ -50,8 +49,8 @@ _SUPPORTED_ISSI = 0b11
 class Hca:
     """The functions of one adapter, as their drivers switch them on and off."""
 
-    def __init__(self, functions: Mapping[int, "Function"]) -> None:
-        self._functions = functions
+    def __init__(self, functions: Mapping[int, "Function"], *, few_polls: bool = False) -> None:
+        self._functions, self._few_polls = functions, few_polls
 
     def _about(self, function: "Function", index: int) -> "Function":
         """The function that a command of ``function`` is about: itself, or (PF only) VF index - 1."""
@@ -114,7 +113,8 @@ class Hca:
         asked = AccessRegIn(inbox)
         if asked.register_id == _DTOR:
             register = bytearray(_DTOR_BYTES)
-            register[_HEALTH_POLL_AT : _HEALTH_POLL_AT + 4] = _ONE_HOUR
+            if self._few_polls:
+                register[_HEALTH_POLL_AT : _HEALTH_POLL_AT + 4] = _ONE_HOUR
             out.buf += register
         elif asked.register_id != _HOST_ENDIANNESS:
             raise Refused(Status.BAD_PARAM, 0x5D03, f"no register {asked.register_id:#x}")

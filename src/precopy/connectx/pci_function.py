@@ -35,6 +35,10 @@ _FW_REV, _CMDIF_REV, _CMDQ_HIGH, _CMDQ_LOW, _DOORBELL = 0x00, 0x04, 0x10, 0x14, 
 _COMMAND_TIMEOUT, _INIT_TIMEOUT = 0xFF8, 0xFFC
 _TIMER_HIGH, _TIMER_LOW, _HEALTH_COUNTER = 0x1000, 0x1004, 0x1010
 _INIT_SEGMENT = 0x2000
+
+#: ``nic_interface``, 3 bits beside the command queue's address: 0 where a driver has the function.
+_NIC_INTERFACE_SHIFT, _NIC_INTERFACE_MASK = 8, 7
+_DISABLED = 1
 _CMDIF_VERSION = 5
 _SECONDS = 1 << 29
 
@@ -109,9 +113,18 @@ class ConnectxFunction(Endpoint):
         if offset == _CMDQ_HIGH:
             return self._vhca.hca.cmdq_addr >> 32
         if offset == _CMDQ_LOW:
-            address = self._vhca.hca.cmdq_addr & 0xFFFF_F000
-            return address | LOG_ENTRIES << 4 | LOG_STRIDE
+            return self._command_queue_low()
         return self._fixed.get(offset, 0)
+
+    def _command_queue_low(self) -> int:
+        """The queue's low address, nic_interface, and the queue's sizes.
+
+        By nic_interface a driver learns that the function was reset behind its back, and is free for it
+        to begin anew (mlx5_health_check_fatal_sensors() of mlx5/core/health.c, Linux 7.3).
+        """
+        address = self._vhca.hca.cmdq_addr
+        state = 0 if address else _DISABLED << _NIC_INTERFACE_SHIFT
+        return address & 0xFFFF_F000 | state | LOG_ENTRIES << 4 | LOG_STRIDE
 
     def mmio_read(self, offset: int, size: int) -> bytes:
         if offset >= _INIT_SEGMENT:
@@ -143,6 +156,13 @@ class ConnectxFunction(Endpoint):
         self._cmdq_high = value
 
     def _write_cmdq_low(self, value: int) -> None:
+        if value >> _NIC_INTERFACE_SHIFT & _NIC_INTERFACE_MASK == _DISABLED:
+            # A driver that has no time to take everything down by commands.
+            self._vhca.teardown()
+            with self._vhca.lock:
+                hca = self._vhca.edit_hca()
+                hca.cmdq_addr = hca.initialized = hca.enabled = 0
+            return
         with self._vhca.lock:
             self._vhca.edit_hca().cmdq_addr = self._cmdq_high << 32 | value & 0xFFFF_F000
 

@@ -40,7 +40,9 @@ class Card:
         assert isinstance(vfs, int)
         assert isinstance(timeout, int)
         self.vfs = vfs
-        config = kinds.config(found, num_vfs=vfs, command_timeout=timeout)
+        # A read from a timer, amid another read of the same function, can make User-Mode Linux lose
+        # that one's answer (virtio_pcidev.c is not safe against interrupts).
+        config = kinds.config(found, num_vfs=vfs, command_timeout=timeout, few_polls=True)
         #: Everything is done while the kernel waits, so in the thread that it waits for.
         self.adapter = Adapter(config, faults=kinds.faults(found), executor=InlineExecutor())
         self.pf, vf_functions = self.adapter.pci_functions()

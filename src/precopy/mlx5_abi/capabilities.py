@@ -26,6 +26,8 @@ class GeneralCap(Layout):
     log_max_msg = Field(0x1C3, 5)
     cqe_version = Field(0x1FC, 4)
     log_max_pd = Field(0x32B, 5)
+    #: Ticks of the initialization segment's timer; 0: it is no clock.
+    device_frequency_khz = Field(0x4E0, 0x20)
     adv_virtualization = Field(0x579, 1)
     migration = Field(0x68D, 1)
 
