@@ -10,13 +10,17 @@ from precopy.vfio.errors import refuse
 
 _CREDENTIALS = struct.Struct("=iII")
 
+#: Bytes of a path in ``struct sockaddr_un``, without its NUL.
+_LONGEST = 107
+
 
 def listen_unix(path: str) -> socket.socket:
     """A listening socket at ``path`` with mode 0600, also where one is left of a process that is gone.
 
     OSError: EADDRINUSE where somebody listens there, EPERM for a directory in which others can put
-    their own in its place.
+    their own in its place, ENAMETOOLONG.
     """
+    check_length(path)
     _check_directory(os.path.dirname(os.path.abspath(path)))
     listening = socket.socket(socket.AF_UNIX)
     try:
@@ -36,6 +40,12 @@ def listen_unix(path: str) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def check_length(path: str) -> None:
+    """OSError ENAMETOOLONG where no unix socket can have that path."""
+    if len(os.fsencode(path)) > _LONGEST:
+        raise refuse(errno.ENAMETOOLONG, f"the path of a unix socket has at most {_LONGEST} bytes")
 
 
 def _check_directory(directory: str) -> None:

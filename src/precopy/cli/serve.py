@@ -76,7 +76,7 @@ def serve(
                 opened.device, opened.face, path, users=allowed, quirks=QUIRKS[quirk or ""]
             )
         except OSError as error:
-            fail(f"{path}: {reason_of(error)}", ExitStatus.USAGE)
+            fail(f"{path or device}: {reason_of(error)}", ExitStatus.USAGE)
         if allowed is None or allowed:
             os.chmod(path, 0o666)
         server.start()

@@ -31,7 +31,10 @@ class VfioUserBus:
         command |= COMMAND_MASTER | COMMAND_MEMORY
         client.region_write(RegionIndex.CONFIG, COMMAND, command.to_bytes(2, "little"))
         self._handlers: dict[int, tuple[int, Callable[[], None]]] = {}
-        self._changed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        #: Eventfds that are to be closed, by the thread that may be waiting for them.
+        self._leaving: list[int] = []
+        #: Wakes the thread, and is there as long as it is.
+        self._changed = -1
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -56,20 +59,24 @@ class VfioUserBus:
     def set_interrupt(self, vector: int, handler: Callable[[], None] | None) -> None:
         flags = SetIrqsFlags.DATA_EVENTFD | _TRIGGER
         with self._lock:
-            old = self._handlers.pop(vector, None)
-        if old is not None:
+            there = vector in self._handlers
+        if there:
             with contextlib.suppress(OSError):
                 self._client.set_irqs(flags, IrqIndex.MSIX, vector, 1)
-            self._wake()
-            os.close(old[0])
+        with self._lock:
+            old = self._handlers.pop(vector, None)
+            if old is not None:
+                self._leaving.append(old[0])
+                self._wake()
         if handler is not None:
             eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             with self._lock:
                 self._handlers[vector] = (eventfd, handler)
                 if self._thread is None:
+                    self._changed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                     self._thread = threading.Thread(target=self._run, name="msix", daemon=True)
                     self._thread.start()
-            self._wake()
+                self._wake()
             self._client.set_irqs(flags, IrqIndex.MSIX, vector, 1, fds=[eventfd])
 
     def _wake(self) -> None:
@@ -80,7 +87,10 @@ class VfioUserBus:
         while True:
             with self._lock:
                 handlers = dict(self._handlers.values())
+                while self._leaving:
+                    os.close(self._leaving.pop())
                 if not handlers:
+                    os.close(self._changed)
                     self._thread = None
                     return
             poller = select.poll()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from precopy.pci.dma import DmaMemory, DmaSpace
+from precopy.unix_socket import check_length
 from precopy.vfio.device import Buffer
 from precopy.vfio.errors import refuse
 from precopy.vfio.face import RegionFlags, RegionInfo
@@ -55,6 +56,7 @@ class Client:
 
     def __init__(self, path: str, ours: Capabilities = version.OURS) -> None:
         self.path = path
+        check_length(path)
         connected = socket.socket(socket.AF_UNIX)
         try:
             connected.connect(path)
@@ -287,7 +289,11 @@ class Client:
         head = layout.pack(layout.size + want, want)
         reply = self._call(Command.MIG_DATA_READ, [head], into=into[:want])
         # libvfio-user fills a short reply up with zeroes: what counts is the size inside.
-        found: MigData = _MIG_READ.reply.parse(reply.payload)
+        try:
+            found = self._parsed(Command.MIG_DATA_READ, reply)
+        finally:
+            self._conversation.recycle(reply)
+        assert isinstance(found, MigData)
         came = reply.header.size - HEADER.size - layout.size
         if found.size > want or found.size > came:
             raise wrong(errno.EPROTO, f"{self.path}: a read of {want} bytes gave {found.size}")

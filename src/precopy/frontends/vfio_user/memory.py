@@ -18,6 +18,9 @@ from precopy.vfio_user.messages import DmaMap, DmaMapFlags, wrong
 _ACCESS = DmaMapFlags.READ | DmaMapFlags.WRITE
 _PAGE = mmap.PAGESIZE
 
+#: Bytes of one mapping: no file is longer.
+MOST_MAPPED = (1 << 63) - _PAGE
+
 #: Asks the client: address and bytes to read, or the bytes to write.
 ReadBySocket = Callable[[int, int], bytes]
 WriteBySocket = Callable[[int, bytes], None]
@@ -81,6 +84,10 @@ def check(request: DmaMap) -> None:
         raise wrong(errno.EINVAL, text)
     if request.address + request.size > 1 << 64:
         raise wrong(errno.EINVAL, f"DMA memory at {request.address:#x} wraps around")
+    if request.size > MOST_MAPPED:
+        raise wrong(
+            errno.EINVAL, f"DMA memory of {request.size:#x} bytes is more than there can be"
+        )
 
 
 def of_file(request: DmaMap, fd: int) -> DmaMemory:
@@ -109,6 +116,9 @@ def of_file(request: DmaMap, fd: int) -> DmaMemory:
             whole = mmap.mmap(fd, request.size, access=access, offset=request.offset)
         except OSError as error:
             raise wrong(error.errno or errno.EINVAL, f"mapping DMA memory: {error}") from error
+        except ValueError as error:
+            # It became shorter before it was sealed.
+            raise wrong(errno.EINVAL, f"mapping DMA memory: {error}") from error
         # Unmapped once nobody holds a view of it.
         return memoryview(whole)
     return FileMemory(os.dup(fd), request.offset, request.size, readonly=readonly)

@@ -74,8 +74,9 @@ class Migration:
         least = _LEAST[Feature(index)]
         if request.argsz < _FEATURE_HEAD + least or len(data) < (least if data else 0):
             raise wrong(errno.EINVAL, f"feature {Feature(index).name} needs {least} bytes")
-        if not data and wanted == FeatureFlags.SET and least:
-            raise wrong(errno.EINVAL, f"feature {Feature(index).name} is set without its data")
+        asks = wanted == FeatureFlags.SET or index == Feature.DMA_LOGGING_REPORT
+        if not data and asks and least:
+            raise wrong(errno.EINVAL, f"feature {Feature(index).name} comes without its data")
         answer = _HANDLERS[Feature(index), wanted](self, data, most_bytes)
         return DeviceFeature(_FEATURE_HEAD + len(answer), request.flags, answer)
 
@@ -201,6 +202,12 @@ class Migration:
     def reset(self) -> None:
         self.device.reset()
         self._replace(None)
+
+    def release(self) -> None:
+        """A client has gone. Its log of DMA goes with it, as where a device's file is closed; the
+        state, and the session's data, stay for the next one."""
+        with contextlib.suppress(OSError):
+            self.device.log_stop()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

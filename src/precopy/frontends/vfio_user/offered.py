@@ -37,6 +37,7 @@ class Offered:
         """The client has gone: its memory and its eventfds are let go of; the device's state stays."""
         try:
             self.interrupts.reset()
+            self.migration.release()
             self.unmap_all()
         finally:
             self._held.release()

@@ -5,11 +5,12 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Container
 
 from precopy.frontends.vfio_user.offered import Offered
 from precopy.frontends.vfio_user.quirks import Quirks
-from precopy.frontends.vfio_user.session import Session
+from precopy.frontends.vfio_user.session import NEGOTIATION, Session
 from precopy.unix_socket import listen_unix, peer_user
 from precopy.vfio.device import VfioDevice
 from precopy.vfio.face import PciFace
@@ -21,6 +22,9 @@ MOST_CONNECTIONS = 16
 
 #: Seconds that a command under way has at the end.
 _LAST_CALL = 5.0
+
+#: Seconds until the next client is taken, after one that could not be.
+_PAUSE = 0.1
 
 
 class Server:
@@ -38,13 +42,15 @@ class Server:
         *,
         users: Container[int] | None = (),
         quirks: Quirks | None = None,
+        negotiation: float = NEGOTIATION,
     ) -> None:
         self._offered = Offered(device, face)
         self._path, self._users, self._quirks = path, users, quirks
+        self._negotiation = negotiation
         self._socket = listen_unix(path)
         self._lock = threading.Lock()
         self._sessions: dict[Session, threading.Thread] = {}
-        self._stopping = False
+        self._stopping = threading.Event()
         self._count = 0
 
     @property
@@ -56,8 +62,14 @@ class Server:
         while True:
             try:
                 connected, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._stopping.is_set():
+                    return
+                # No descriptor is free, or a client has gone already: the others are still served.
+                log.warning("a client could not be taken: %s", error.strerror)
+                if self._stopping.wait(_PAUSE):
+                    return
+                continue
             self._take(connected)
 
     def _take(self, connected: socket.socket) -> None:
@@ -69,16 +81,22 @@ class Server:
             why = ""
             if self._users is not None and user != os.getuid() and user not in self._users:
                 why = f"user {user} may not connect"
-            elif self._stopping or crowded:
+            elif self._stopping.is_set() or crowded:
                 why = f"{len(self._sessions)} clients are connected already"
             if why:
                 log.warning("%s: refused: %s", name, why)
                 connected.close()
                 return
-            session = Session(connected, self._offered, name=name, quirks=self._quirks)
+            session = Session(
+                connected,
+                self._offered,
+                name=name,
+                quirks=self._quirks,
+                negotiation=self._negotiation,
+            )
             thread = threading.Thread(target=self._run, args=(session,), name=name, daemon=True)
             self._sessions[session] = thread
-        thread.start()
+            thread.start()
 
     def _run(self, session: Session) -> None:
         try:
@@ -101,7 +119,7 @@ class Server:
 
     def stop(self, grace: float = 0.0) -> None:
         """Take no more clients; ask the present one to let go, and end it after ``grace`` seconds."""
-        self._stopping = True
+        self._stopping.set()
         # A thread in accept() is not woken by close() alone.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -112,8 +130,9 @@ class Server:
             sessions = dict(self._sessions)
         if sessions:
             self._offered.ask_for_release()
+        deadline = time.monotonic() + grace
         for session, thread in sessions.items():
-            thread.join(grace)
+            thread.join(max(0.0, deadline - time.monotonic()))
             session.end()
         for thread in sessions.values():
             # A device that never comes back from a call does not hold up the end.

@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -92,6 +91,7 @@ class Session:
         name: str = "client",
         ours: Capabilities = version.OURS,
         quirks: Quirks | None = None,
+        negotiation: float = NEGOTIATION,
     ) -> None:
         self._offered, self._name, self._ours = offered, name, ours
         self._quirks = quirks or Quirks()
@@ -99,7 +99,7 @@ class Session:
         self._agreed = Capabilities()
         self._twin: Conversation | None = None
         self._room = bytearray()
-        self._number = threading.Lock()
+        self._negotiation = negotiation
 
     # --- Its course ---------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Session:
             if gone.errno == errno.EPROTO:
                 log.warning("%s: %s", self._name, gone.strerror)
         except TimeoutError:
-            log.warning("%s: agreed on no version within %g s", self._name, NEGOTIATION)
+            log.warning("%s: agreed on no version within %g s", self._name, self._negotiation)
         finally:
             self._conversation.close()
             if self._twin is not None:
@@ -129,9 +129,13 @@ class Session:
 
     def _negotiate(self) -> bool:
         """Agree on a version and take the device; False where the client was refused for good."""
-        deadline = time.monotonic() + NEGOTIATION
+        deadline = time.monotonic() + self._negotiation
         while True:
-            message = self._conversation.next_request(max(deadline - time.monotonic(), 0.001))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                # Whatever it has sent: it must not go on like that.
+                raise TimeoutError
+            message = self._conversation.next_request(left)
             try:
                 if message.problem is not None:
                     raise message.problem
@@ -382,13 +386,14 @@ class Session:
         for at, count in self._pieces(length):
             asked = self._quirks.dma_ask.pack(DmaAccess(address + at, count))
             reply = self._call_client(Command.DMA_READ, [asked])
-            answer: DmaData = form.parse(reply.payload)
-            if (answer.address, answer.length) != (address + at, count) or len(
-                answer.data
-            ) != count:
-                raise wrong(errno.EFAULT, f"DMA_READ at {address + at:#x}: another answer came")
-            found.append(bytes(answer.data))
-            self._asking.recycle(reply)
+            try:
+                answer: DmaData = form.parse(reply.payload)
+                told = (answer.address, answer.length, len(answer.data))
+                if told != (address + at, count, count):
+                    raise wrong(errno.EFAULT, f"DMA_READ at {address + at:#x}: another answer came")
+                found.append(bytes(answer.data))
+            finally:
+                self._asking.recycle(reply)
         return b"".join(found)
 
     def _tell_client(self, address: int, data: bytes) -> None:
