@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from precopy.vfio.face import IrqFlags, IrqIndex
 from precopy.vfio_user.messages import SetIrqs, SetIrqsFlags, wrong
 
-_DATA = SetIrqsFlags.DATA_NONE | SetIrqsFlags.DATA_BOOL | SetIrqsFlags.DATA_EVENTFD
-_ACTION = SetIrqsFlags.ACTION_MASK | SetIrqsFlags.ACTION_UNMASK | SetIrqsFlags.ACTION_TRIGGER
+# Plain integers: the complement of a flag has known bits only.
+_DATA = int(SetIrqsFlags.DATA_NONE | SetIrqsFlags.DATA_BOOL | SetIrqsFlags.DATA_EVENTFD)
+_ACTION = int(SetIrqsFlags.ACTION_MASK | SetIrqsFlags.ACTION_UNMASK | SetIrqsFlags.ACTION_TRIGGER)
 
 #: What each index can do, where the device has it.
 FLAGS: dict[IrqIndex, IrqFlags] = {

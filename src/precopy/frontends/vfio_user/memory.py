@@ -16,6 +16,8 @@ from precopy.vfio.errors import refuse
 from precopy.vfio_user.messages import DmaMap, DmaMapFlags, wrong
 
 _ACCESS = DmaMapFlags.READ | DmaMapFlags.WRITE
+# A plain integer: the complement of a flag has known bits only.
+_FLAGS = int(_ACCESS | DmaMapFlags.MMAP | DmaMapFlags.FILE_IO)
 _PAGE = mmap.PAGESIZE
 
 #: Bytes of one mapping: no file is longer.
@@ -75,7 +77,7 @@ class SocketMemory:
 def check(request: DmaMap) -> None:
     """WireError EINVAL for a mapping that makes no sense."""
     flags = DmaMapFlags(request.flags)
-    if flags & ~(_ACCESS | DmaMapFlags.MMAP | DmaMapFlags.FILE_IO) or not flags & _ACCESS:
+    if request.flags & ~_FLAGS or not flags & _ACCESS:
         raise wrong(errno.EINVAL, f"flags {request.flags:#x} of a mapping")
     if flags & DmaMapFlags.MMAP and flags & DmaMapFlags.FILE_IO:
         raise wrong(errno.EINVAL, "a mapping is mapped or read, not both")

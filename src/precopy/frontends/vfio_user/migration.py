@@ -29,7 +29,8 @@ from precopy.vfio.uapi import (
 )
 from precopy.vfio_user.messages import DataPoll, DeviceFeature, PrecopyInfoMessage, wrong
 
-_METHODS = FeatureFlags.GET | FeatureFlags.SET | FeatureFlags.PROBE
+# A plain integer: the complement of a flag has known bits only.
+_METHODS = int(FeatureFlags.GET | FeatureFlags.SET | FeatureFlags.PROBE)
 _STATE = struct.Struct("=Ii")
 _START = struct.Struct("=QII")
 _RANGE = struct.Struct("=QQ")
@@ -57,7 +58,7 @@ class Migration:
         """DEVICE_FEATURE; the reply has at most ``most_bytes`` of data. OSError as the kernel's."""
         index = request.flags & FEATURE_INDEX_MASK
         methods = FeatureFlags(request.flags & ~FEATURE_INDEX_MASK)
-        if methods & ~_METHODS or not methods:
+        if int(methods) & ~_METHODS or not methods:
             raise wrong(errno.EINVAL, f"feature flags {request.flags:#x}")
         probe = bool(methods & FeatureFlags.PROBE)
         wanted = methods & (FeatureFlags.GET | FeatureFlags.SET)
@@ -66,7 +67,7 @@ class Migration:
         has = self._methods(index)
         if has is None:
             raise refuse(errno.ENOTTY, f"feature {index} is not here")
-        if wanted & ~has:
+        if wanted & has != wanted:
             raise wrong(errno.EINVAL, f"feature {Feature(index).name} has no such method")
         if probe:
             return DeviceFeature(_FEATURE_HEAD, request.flags, b"")

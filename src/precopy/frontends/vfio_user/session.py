@@ -357,7 +357,7 @@ class Session:
     def _dma_unmap(self, request: DmaUnmap, fds: list[int]) -> Answer:
         if request.flags & DmaUnmapFlags.GET_DIRTY_PAGE_INFO:
             raise wrong(errno.ENOTSUP, "dirty pages are told by DMA logging")
-        if request.more or request.flags & ~DmaUnmapFlags.ALL:
+        if request.more or request.flags & ~int(DmaUnmapFlags.ALL):
             raise wrong(errno.EINVAL, f"unmapping with flags {request.flags:#x}")
         face = self._offered.face
         if request.flags & DmaUnmapFlags.ALL:
