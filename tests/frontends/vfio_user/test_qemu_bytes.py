@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from precopy.frontends.vfio_user.quirks import QUIRKS
-from precopy.vfio_user.messages import HEADER, Command, DmaMap, DmaMapFlags
+from precopy.vfio_user.messages import HEADER, Command, DmaMap, DmaMapFlags, WireError
 from tests.frontends.vfio_user.fakes import FakeFace
 from tests.frontends.vfio_user.rig import RawClient, Served, opened_sim, served
 
@@ -38,7 +38,8 @@ def test_the_reply_to_qemus_version_is_no_longer_than_its_request(faked: Served)
     header, payload, fds = client.hear()
     assert (header.error, fds) == (0, [])
     assert header.size <= MOST_REPLY
-    assert payload.startswith(b"\0\0\0\0{") and payload.endswith(b"}\0")
+    assert payload.startswith(b"\0\0\0\0{")
+    assert payload.endswith(b"}\0")
 
 
 def test_dma_read_as_qemu_10_answers_it(face: FakeFace) -> None:
@@ -82,10 +83,9 @@ def test_dma_write_as_qemu_10_takes_it(face: FakeFace) -> None:
         struct.pack("=QI5s3x", ADDRESS, 5, b"bytes"),
         struct.pack("=QI4s4x", ADDRESS, 5, b"byte"),
         struct.pack("=QI3x", ADDRESS, 5),
-        struct.pack("=QQ5s", ADDRESS, 5, b"bytes"),
         struct.pack("=QI5s4x", ADDRESS + 1, 5, b"bytes"),
     ],
-    ids=["padding is short", "data is short", "no data", "the protocol's own", "another address"],
+    ids=["padding is short", "data is short", "no data", "another address"],
 )
 def test_answers_that_qemu_10_would_not_give(face: FakeFace, payload: bytes) -> None:
     with (
@@ -97,5 +97,5 @@ def test_answers_that_qemu_10_would_not_give(face: FakeFace, payload: bytes) -> 
         reading = pool.submit(face.dma.read, ADDRESS, 5)
         header, _, _ = client.hear()
         client.say(Command.DMA_READ, payload, number=header.message_id, flags=1)
-        with pytest.raises(OSError):
+        with pytest.raises(WireError):
             reading.result(20)
