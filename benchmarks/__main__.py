@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import downtime, memory, qps, throughput
+from benchmarks import downtime, memory, qps, throughput, vfio_user
 from benchmarks.figure import Figure
 
 ALL = {
@@ -13,6 +13,7 @@ ALL = {
     "downtime": downtime.measure,
     "qps": qps.measure,
     "memory": memory.measure,
+    "vfio_user": vfio_user.measure,
 }
 
 

@@ -14,7 +14,7 @@ from precopy.vfio.device import (
 )
 from precopy.vfio.errors import refuse
 from precopy.vfio.states import DeviceState, MigrationFlags
-from precopy.vfio.uapi import Feature, FeatureFlags
+from precopy.vfio.uapi import FEATURE_METHODS, Feature, FeatureFlags
 
 _BLOCK = memoryview(bytes(range(256)) * 4096)
 
@@ -65,7 +65,8 @@ class StandInDevice(VfioDevice):
         return MigrationFlags.STOP_COPY
 
     def features(self) -> Mapping[Feature, FeatureFlags]:
-        return {}
+        some = (Feature.MIGRATION, Feature.MIG_DEVICE_STATE, Feature.MIG_DATA_SIZE)
+        return {feature: FEATURE_METHODS[feature][0] for feature in some}
 
     @property
     def state(self) -> DeviceState:

@@ -4,6 +4,6 @@
     every command as a typed request and reply, and the table of them
 ``version``
     what two peers agree on at the beginning
-``conversation``
-    one socket: messages, descriptors, replies matched to commands
+``receiving``, ``conversation``
+    one socket: messages and descriptors out of its bytes, replies matched to commands
 """
