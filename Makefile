@@ -11,7 +11,7 @@ help:
 	@echo 'make test      the tests (under three minutes)'
 	@echo 'make lab-test  the tests against a real kernel (builds two the first time)'
 	@echo 'make lab-soak  a working guest goes back and forth in a real kernel, TRIPS=200 times'
-	@echo 'make qemu-test QEMU moves the same device in the same kernel (installs it in the cache)'
+	@echo 'make qemu-test QEMU moves the same device in the same kernel, and has the VF by vfio-user'
 	@echo 'make lint      ruff and mypy --strict'
 	@echo 'make htmldocs  the documentation, in Documentation/_build/html'
 	@echo 'make pdfdocs   the same as one PDF, in Documentation/_build/pdf'
@@ -71,6 +71,7 @@ lab-soak: $(VENV)/.test
 qemu-test: $(VENV)/.test
 	$(VENV)/bin/precopy lab build >/dev/null
 	$(PY) -m precopy.lab.qemu >/dev/null
+	$(PY) -m precopy.lab.guest_kernel >/dev/null
 	$(PY) -m pytest tests/interop
 
 lint: $(VENV)/.lint
