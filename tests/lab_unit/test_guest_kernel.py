@@ -30,8 +30,8 @@ def _module(tree: Path, file: str, depends: str) -> bytes:
     )
     path = tree / "usr/lib/modules" / RELEASE / "kernel/drivers" / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    pack = {".xz": lzma.compress, ".gz": gzip.compress}.get(path.suffix, bytes)
-    path.write_bytes(pack(data))
+    packed = {".xz": lzma.compress(data), ".gz": gzip.compress(data)}
+    path.write_bytes(packed.get(path.suffix, data))
     return data
 
 
