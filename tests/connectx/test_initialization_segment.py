@@ -79,8 +79,8 @@ def test_the_health_counter_counts(vf: ConnectxFunction) -> None:
     assert [_read(vf, HEALTH) for _ in range(3)] == [first + 1, first + 2, first + 3]
 
 
-def _general(**options: object) -> GeneralCap:
-    port = small_adapter(**options).vfs[0]
+def _general(**options: bool) -> GeneralCap:
+    port = small_adapter("", **options).vfs[0]
     out = command(port, Opcode.QUERY_HCA_CAP, QueryHcaCapIn(op_mod=1))
     return GeneralCap(memoryview(out.buf)[Outbox.SIZE :])
 
@@ -96,9 +96,9 @@ def test_the_timer_runs_at_the_frequency_that_the_capability_names(vf: ConnectxF
     assert times[0] < times[1] < times[0] + 10 * TIMER_KHZ * 1000
 
 
-def _health_poll(**options: object) -> int:
+def _health_poll(**options: bool) -> int:
     """Of DTOR: multiplier (3: hours) and value, as a word."""
-    port = small_adapter(**options).vfs[0]
+    port = small_adapter("", **options).vfs[0]
     out = command(port, Opcode.ACCESS_REG, AccessRegIn(op_mod=1, register_id=DTOR))
     assert out.status == Status.OK
     at = Outbox.SIZE + HEALTH_POLL_AT
