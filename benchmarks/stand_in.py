@@ -30,6 +30,12 @@ class StandInFile(MigrationFile):
         self._left -= count
         return count
 
+    def peek(self, limit: int) -> list[memoryview]:
+        return [_BLOCK[: min(limit, self._left)]]
+
+    def advance(self, count: int) -> None:
+        self._left -= count
+
     def write(self, data: Buffer) -> int:
         self._kept[: len(data)] = data
         return len(data)

@@ -96,6 +96,9 @@ SIZES = {
     "MIG_PRECOPY_INFO": (24, 24),
     "MIG_DATA_POLL": (12, 12),
     "DEVICE_IDENTITY": (4, 4),
+    "MIG_DATA_AREA": (16, 0),
+    "MIG_DATA_READ_AREA": (16, 8),
+    "MIG_DATA_WRITE_AREA": (16, 0),
 }
 
 

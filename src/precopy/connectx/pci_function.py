@@ -129,6 +129,8 @@ class ConnectxFunction(Endpoint):
     def mmio_read(self, offset: int, size: int) -> bytes:
         if offset >= _INIT_SEGMENT:
             return bytes(size)
+        if size == 4 and not offset % 4:
+            return self._word(offset).to_bytes(4, "big")
         first, last = offset // 4 * 4, (offset + size + 3) // 4 * 4
         words = b"".join(self._word(at).to_bytes(4, "big") for at in range(first, last, 4))
         return words[offset - first : offset - first + size]

@@ -401,40 +401,70 @@ class SavingFile(MigrationFile):
         if self._state is FileState.ERROR:
             raise refuse(errno.ENODEV, "the saving session has ended or failed")
 
+    def _await_data(self) -> None:
+        """Until there is something to be read, or nothing will come for now; the lock is held.
+
+        What :meth:`readinto` raises.
+        """
+        if not self._ended():
+            if self._nonblocking:
+                # The kernel (7.3) answers ENOMSG here while a save of PRE_COPY is in flight.
+                raise refuse(errno.EAGAIN, "the device's state is still being saved")
+            self._changed.wait_for(self._ended)
+        self._require_alive()
+        if not self._queue and self._state is not FileState.COMPLETE:
+            raise refuse(errno.ENOMSG, "no more state for now; the device is in PRE_COPY")
+
     def readinto(self, buffer: bytearray | memoryview) -> int:
         target = memoryview(buffer).cast("B")
-        if self._closed:
-            raise refuse(errno.EBADF, "the saving file is closed")
+        self._require_open()
         with self._changed:
-            if not self._ended():
-                if self._nonblocking:
-                    # The kernel (7.3) answers ENOMSG here while a save of PRE_COPY is in flight.
-                    raise refuse(errno.EAGAIN, "the device's state is still being saved")
-                self._changed.wait_for(self._ended)
-            self._require_alive()
-            if not self._queue:
-                if self._state is FileState.COMPLETE:
-                    return 0
-                raise refuse(errno.ENOMSG, "no more state for now; the device is in PRE_COPY")
+            self._await_data()
             done = 0
             following: list[tuple[int, int]] = []
             while done < len(target) and self._queue:
-                done += self._consume(target[done:], following)
+                head = self._queue[0]
+                count = min(len(target) - done, len(head.view) - head.read)
+                copy(target[done : done + count], head.view[head.read : head.read + count])
+                self._consume(count, following)
+                done += count
         for number, size in following:
             self._more_chunks(self, number, size)
         return done
 
-    def _consume(self, target: memoryview, following: list[tuple[int, int]]) -> int:
+    def peek(self, limit: int) -> list[memoryview]:
+        self._require_open()
+        with self._changed:
+            self._await_data()
+            views: list[memoryview] = []
+            for queued in self._queue:
+                if limit <= 0:
+                    break
+                views.append(queued.view[queued.read : queued.read + limit])
+                limit -= len(views[-1])
+            return views
+
+    def advance(self, count: int) -> None:
+        following: list[tuple[int, int]] = []
+        with self._changed:
+            # A session that has ended meanwhile has no queue any more.
+            while count > 0 and self._queue:
+                head = self._queue[0]
+                part = min(count, len(head.view) - head.read)
+                self._consume(part, following)
+                count -= part
+        for number, size in following:
+            self._more_chunks(self, number, size)
+
+    def _consume(self, count: int, following: list[tuple[int, int]]) -> None:
+        """``count`` bytes of the head have been read."""
         head = self._queue[0]
-        count = min(len(target), len(head.view) - head.read)
-        copy(target[:count], head.view[head.read : head.read + count])
         head.read += count
         self._position += count
         if head.read == len(head.view):
             self._queue.popleft()
             if head.buffer is not None:
                 self._give_back(head.buffer, following)
-        return count
 
     def _give_back(self, buffer: DataBuffer, following: list[tuple[int, int]]) -> None:
         if not buffer.chunk:
@@ -449,9 +479,12 @@ class SavingFile(MigrationFile):
     def write(self, data: Buffer) -> int:
         raise refuse(errno.EBADF, "a saving file can't be written")
 
-    def precopy_info(self) -> PrecopyInfo:
+    def _require_open(self) -> None:
         if self._closed:
             raise refuse(errno.EBADF, "the saving file is closed")
+
+    def precopy_info(self) -> PrecopyInfo:
+        self._require_open()
         return self._ask_info(self)
 
     def poll(self, events: int = select.POLLIN, timeout: float | None = None) -> int:

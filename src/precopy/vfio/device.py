@@ -77,6 +77,18 @@ class MigrationFile(abc.ABC):
         when the session is over or has failed.
         """
 
+    def peek(self, limit: int) -> Sequence[memoryview] | None:
+        """The next bytes of the stream where they lie, ``limit`` at most; none at its end.
+
+        They stay unread, and valid, until :meth:`advance`. None where a file can only be copied from
+        (the default). Blocks and raises as :meth:`readinto`.
+        """
+        return None
+
+    def advance(self, count: int) -> None:
+        """``count`` bytes of what :meth:`peek` gave have been read."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def write(self, data: Buffer) -> int:
         """Write up to ``len(data)`` bytes; the number taken (at least 1 unless ``data`` is empty).

@@ -83,14 +83,22 @@ class Conversation:
         into: memoryview | None = None,
         timeout: float | None = None,
     ) -> Message:
-        """Send a command and wait for its reply.
+        """Send a command and wait for its reply: :meth:`begin` and :meth:`finish`."""
+        return self.finish(self.begin(command, payload, fds=fds, into=into), timeout)
+
+    def begin(
+        self,
+        command: int,
+        payload: Sequence[Buffer] = (),
+        *,
+        fds: Sequence[int] = (),
+        into: memoryview | None = None,
+    ) -> int:
+        """Send a command; its number, for :meth:`finish`, which has to follow. Gone.
 
         ``into``: where the data of a MIG_DATA_READ's reply is put; ``payload`` of the reply then ends
-        before it. OSError with the errno that the peer answered; Gone; TimeoutError after ``timeout``
-        seconds, from which on the conversation is over.
+        before it.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        call = _Call(into)
         with self._lock:
             if self._gone is not None:
                 raise self._gone
@@ -98,9 +106,24 @@ class Conversation:
             while number in self._calls:
                 number = (number + 1) & 0xFFFF
             self._next_id = (number + 1) & 0xFFFF
-            self._calls[number] = call
+            self._calls[number] = _Call(into)
         try:
             self._send(number, command, 0, 0, payload, fds)
+        except BaseException:
+            with self._lock:
+                del self._calls[number]
+            raise
+        return number
+
+    def finish(self, number: int, timeout: float | None = None) -> Message:
+        """The reply to command ``number``.
+
+        OSError with the errno that the peer answered; Gone; TimeoutError after ``timeout`` seconds,
+        from which on the conversation is over.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        call = self._calls[number]
+        try:
             self._read_until(lambda: call.reply is not None, deadline)
         except TimeoutError:
             self.cut(errno.ETIMEDOUT, "the peer does not answer")

@@ -81,6 +81,9 @@ class Command(enum.IntEnum):
     MIG_PRECOPY_INFO = 19
     MIG_DATA_POLL = 20
     DEVICE_IDENTITY = 21
+    MIG_DATA_AREA = 22
+    MIG_DATA_READ_AREA = 23
+    MIG_DATA_WRITE_AREA = 24
 
 
 # --- Messages ---------------------------------------------------------------------------------
@@ -278,6 +281,22 @@ class Identity(NamedTuple):
     text: Buffer
 
 
+class DataArea(NamedTuple):
+    """Memory of the client's through which data goes: ``size`` bytes of the file that comes with it."""
+
+    argsz: int
+    flags: int
+    size: int
+
+
+class AreaAccess(NamedTuple):
+    """MIG_DATA_READ_AREA, MIG_DATA_WRITE_AREA: ``size`` bytes at ``offset`` of the area."""
+
+    argsz: int
+    size: int
+    offset: int
+
+
 # --- Their layout -----------------------------------------------------------------------------
 
 
@@ -337,6 +356,8 @@ _REGION_DATA = Form(RegionData, struct.Struct("=QII"), tail=True)
 _DMA_ACCESS = Form(DmaAccess, struct.Struct("=QQ"))
 _DMA_DATA = Form(DmaData, struct.Struct("=QQ"), tail=True)
 _FEATURE = Form(DeviceFeature, struct.Struct("=II"), tail=True)
+_MIG_SIZE = Form(MigDataRead, struct.Struct("=II"))
+_AREA_ACCESS = Form(AreaAccess, struct.Struct("=IIQ"))
 _MIG_DATA = Form(MigData, struct.Struct("=II"), tail=True)
 _VERSION = Form(Version, struct.Struct("=HH"), tail=True)
 _PRECOPY_INFO = Form(PrecopyInfoMessage, struct.Struct("=IIQQ"))
@@ -364,11 +385,16 @@ COMMANDS: dict[Command, Spec] = {
         Form(WriteMultiDone, struct.Struct("=Q")),
     ),
     Command.DEVICE_FEATURE: Spec(_FEATURE, _FEATURE),
-    Command.MIG_DATA_READ: Spec(Form(MigDataRead, struct.Struct("=II")), _MIG_DATA),
+    Command.MIG_DATA_READ: Spec(_MIG_SIZE, _MIG_DATA),
     Command.MIG_DATA_WRITE: Spec(_MIG_DATA, _EMPTY),
     Command.MIG_PRECOPY_INFO: Spec(_PRECOPY_INFO, _PRECOPY_INFO, extension=True),
     Command.MIG_DATA_POLL: Spec(_POLL, _POLL, extension=True),
     Command.DEVICE_IDENTITY: Spec(_IDENTITY, _IDENTITY, extension=True),
+    Command.MIG_DATA_AREA: Spec(
+        Form(DataArea, struct.Struct("=IIQ")), _EMPTY, request_fds=1, extension=True
+    ),
+    Command.MIG_DATA_READ_AREA: Spec(_AREA_ACCESS, _MIG_SIZE, extension=True),
+    Command.MIG_DATA_WRITE_AREA: Spec(_AREA_ACCESS, _EMPTY, extension=True),
 }
 
 #: Offset, region, count of at most 8 bytes, the bytes (REGION_WRITE_MULTI).

@@ -2,8 +2,8 @@
 
 ``client``
     the connection, each command as a call
-``device``, ``file``
-    the device as a ``VfioDevice``, and the data of its sessions
+``device``, ``file``, ``data``
+    the device as a ``VfioDevice``, its sessions, and how their data is carried
 ``bus``
     what a guest in this process needs of it
 """
@@ -35,6 +35,7 @@ PARAMETERS: dict[str, Option] = {
     "guest": Option(switch, "0", "1: a guest, on a VF of the software ConnectX"),
     "seed": Option(within(0, 0xFFFF_FFFF), "1", "of messages"),
     "extension": Option(switch, "1", "0: without this project's extension for PRE_COPY"),
+    "area": Option(switch, "1", "0: data in messages, never through memory that both have"),
     "write": Option(size(64 << 20), "0", "most data of one MIG_DATA_WRITE; 0: what is safe"),
     "stream": Option(str, "", "what its state is, such as mlx5, where the server can't say"),
 }
@@ -57,6 +58,7 @@ def open_vfio_user(name: str, *, target: bool = False) -> Opened:
         f"{PREFIX}{path}",
         stream=str(found["stream"]),
         write_bytes=options.whole(found, "write"),
+        area=bool(found["area"]),
     )
     opened = Opened(device)
     try:

@@ -17,7 +17,6 @@ from precopy.vfio_user import version
 from precopy.vfio_user.conversation import Conversation, Gone, Message
 from precopy.vfio_user.messages import (
     COMMANDS,
-    HEADER,
     Command,
     DeviceInfo,
     DmaAccess,
@@ -27,7 +26,6 @@ from precopy.vfio_user.messages import (
     DmaUnmap,
     Empty,
     IrqInfo,
-    MigData,
     RegionData,
     RegionInfoMessage,
     SetIrqs,
@@ -39,7 +37,6 @@ from precopy.vfio_user.messages import (
 from precopy.vfio_user.version import Capabilities
 
 _REGION_READ = COMMANDS[Command.REGION_READ]
-_MIG_READ, _MIG_WRITE = COMMANDS[Command.MIG_DATA_READ], COMMANDS[Command.MIG_DATA_WRITE]
 
 #: Room for a region's capabilities that is offered at first.
 _REGION_ROOM = 4096
@@ -94,7 +91,7 @@ class Client:
         except WireError as error:
             raise wrong(errno.EPROTO, f"{self.path}: {error.strerror}") from error
         finally:
-            self._conversation.recycle(reply)
+            self.recycle(reply)
 
     # --- Calls --------------------------------------------------------------------------------
 
@@ -104,16 +101,33 @@ class Client:
         payload: Sequence[Buffer],
         *,
         fds: Sequence[int] = (),
-        into: memoryview | None = None,
         timeout: float | None = None,
     ) -> Message:
+        return self.finish(command, self.begin(command, payload, fds=fds), timeout)
+
+    def begin(
+        self,
+        command: Command,
+        payload: Sequence[Buffer],
+        *,
+        fds: Sequence[int] = (),
+        into: memoryview | None = None,
+    ) -> int:
         try:
-            return self._conversation.call(command, payload, fds=fds, into=into, timeout=timeout)
-        except Gone as gone:
-            raise refuse(errno.ENOTCONN, f"{self.path}: {gone.strerror}") from gone
+            return self._conversation.begin(command, payload, fds=fds, into=into)
         except OSError as error:
-            code = error.errno or errno.EIO
-            raise refuse(code, f"{self.path}: {command.name}") from error
+            raise self._told(command, error) from error
+
+    def finish(self, command: Command, number: int, timeout: float | None = None) -> Message:
+        try:
+            return self._conversation.finish(number, timeout)
+        except OSError as error:
+            raise self._told(command, error) from error
+
+    def _told(self, command: Command, error: OSError) -> OSError:
+        if isinstance(error, Gone):
+            return refuse(errno.ENOTCONN, f"{self.path}: {error.strerror}")
+        return refuse(error.errno or errno.EIO, f"{self.path}: {command.name}")
 
     def call(
         self, command: Command, request: tuple[object, ...], *, fds: Sequence[int] = ()
@@ -126,11 +140,15 @@ class Client:
         spec = COMMANDS[command]
         reply = self._call(command, [spec.request.pack(request)], fds=fds)
         try:
-            return self._parsed(command, reply)
+            return self.parsed(command, reply)
         finally:
-            self._conversation.recycle(reply)
+            self.recycle(reply)
 
-    def _parsed(self, command: Command, reply: Message) -> Any:
+    def recycle(self, reply: Message) -> None:
+        """A reply has been dealt with."""
+        self._conversation.recycle(reply)
+
+    def parsed(self, command: Command, reply: Message) -> Any:
         form = COMMANDS[command].reply
         try:
             found = form.parse(reply.payload)
@@ -151,13 +169,13 @@ class Client:
         spec = COMMANDS[Command.DEVICE_GET_REGION_INFO]
         reply = self._call(Command.DEVICE_GET_REGION_INFO, [spec.request.pack(request)])
         try:
-            found = self._parsed(Command.DEVICE_GET_REGION_INFO, reply)
+            found = self.parsed(Command.DEVICE_GET_REGION_INFO, reply)
             assert isinstance(found, RegionInfoMessage)
             flags = RegionFlags(found.flags & int(~RegionFlags(0)))
             areas = parse_sparse_areas(found) if flags & RegionFlags.CAPS else None
             fd = reply.fds.pop(0) if reply.fds else None
         finally:
-            self._conversation.recycle(reply)
+            self.recycle(reply)
         return RegionInfo(found.size, flags & ~RegionFlags.CAPS, fd, found.offset, areas or ())
 
     def region_read(self, region: int, offset: int, size: int) -> bytes:
@@ -171,7 +189,7 @@ class Client:
         layout = _REGION_READ.request.layout
         reply = self._call(Command.REGION_READ, [layout.pack(offset, region, size)])
         data = bytes(reply.payload[layout.size :])
-        self._conversation.recycle(reply)
+        self.recycle(reply)
         if len(data) != size:
             raise wrong(errno.EPROTO, f"{self.path}: {len(data)} bytes of a region, not {size}")
         return data
@@ -279,31 +297,6 @@ class Client:
             self._memory.write(told.address, told.data)
             return spec.reply.pack(DmaAccess(told.address, told.length))
         raise wrong(errno.EINVAL, f"command {command} is none of a server's")
-
-    # --- Migration data -----------------------------------------------------------------------
-
-    def mig_read(self, into: memoryview) -> int:
-        """MIG_DATA_READ, straight into memory: the bytes that came."""
-        want = min(len(into), self.agreed.max_data_xfer_size)
-        layout = _MIG_READ.request.layout
-        head = layout.pack(layout.size + want, want)
-        reply = self._call(Command.MIG_DATA_READ, [head], into=into[:want])
-        # libvfio-user fills a short reply up with zeroes: what counts is the size inside.
-        try:
-            found = self._parsed(Command.MIG_DATA_READ, reply)
-        finally:
-            self._conversation.recycle(reply)
-        assert isinstance(found, MigData)
-        came = reply.header.size - HEADER.size - layout.size
-        if found.size > want or found.size > came:
-            raise wrong(errno.EPROTO, f"{self.path}: a read of {want} bytes gave {found.size}")
-        return found.size
-
-    def mig_write(self, data: memoryview) -> None:
-        """MIG_DATA_WRITE of one message's worth."""
-        layout = _MIG_WRITE.request.layout
-        head = layout.pack(layout.size + len(data), len(data))
-        self._conversation.recycle(self._call(Command.MIG_DATA_WRITE, [head, data]))
 
     def close(self) -> None:
         """End the connection; a second call does nothing."""

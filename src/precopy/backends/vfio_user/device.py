@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from precopy.backends.vfio_user.client import Client
+from precopy.backends.vfio_user.data import DataPath
 from precopy.backends.vfio_user.file import VfioUserFile
 from precopy.vfio.device import DeviceIdentity, DmaRange, MigrationFile, VfioDevice
 from precopy.vfio.dirty import DirtyBitmap
@@ -40,16 +41,22 @@ class VfioUserDevice(VfioDevice):
 
     ``stream``: what its state is, where the server can't say and the user knows. ``write_bytes``:
     most that one message of data carries; 0: as much as was agreed on with a server of this project,
-    :data:`SAFE_WRITE` with any other.
+    :data:`SAFE_WRITE` with any other. ``area``: whether data may go through memory that is shared.
     """
 
     def __init__(
-        self, client: Client, name: str, *, stream: str = "", write_bytes: int = 0
+        self,
+        client: Client,
+        name: str,
+        *,
+        stream: str = "",
+        write_bytes: int = 0,
+        area: bool = True,
     ) -> None:
         self.client, self._name, self._stream = client, name, stream
         most = client.agreed.max_data_xfer_size
         usual = most if client.agreed.extension else min(most, SAFE_WRITE)
-        self._write_bytes = min(write_bytes or usual, most)
+        self._data = DataPath(client, min(write_bytes or usual, most), area=area)
         self._features: dict[Feature, FeatureFlags] | None = None
         self._file: VfioUserFile | None = None
         self._closed = False
@@ -189,7 +196,7 @@ class VfioUserDevice(VfioDevice):
                 handed_out = True
         if not handed_out or self._file_goes_on(before, steps):
             return None
-        self._file = VfioUserFile(self.client, lambda: self._state, self._write_bytes)
+        self._file = VfioUserFile(self.client, lambda: self._state, self._data)
         return self._file
 
     def _file_goes_on(self, before: DeviceState, steps: Sequence[DeviceState]) -> bool:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from precopy.backends.vfio_user.client import Client
+from precopy.backends.vfio_user.data import DataPath
 from precopy.vfio.device import Buffer, MigrationFile, PrecopyInfo
 from precopy.vfio.errors import refuse
 from precopy.vfio.states import PRE_COPY_STATES, DeviceState
@@ -22,14 +23,14 @@ _UNKNOWN = 1
 
 
 class VfioUserFile(MigrationFile):
-    """``state`` tells where the device stands; ``write_bytes``: the most that one message carries.
+    """``state`` tells where the device stands; ``data`` carries what is read and written.
 
     Against a server without the extension an empty read in PRE_COPY is the temporary end, and
     ``dirty_bytes`` are those of the round before.
     """
 
-    def __init__(self, client: Client, state: Callable[[], DeviceState], write_bytes: int) -> None:
-        self._client, self._state, self._write_bytes = client, state, write_bytes
+    def __init__(self, client: Client, state: Callable[[], DeviceState], data: DataPath) -> None:
+        self._client, self._state, self._data = client, state, data
         self._saving = state() is not DeviceState.RESUMING
         self._extension = client.agreed.extension > 0
         self._nonblocking = self._closed = self._ended = False
@@ -55,7 +56,7 @@ class VfioUserFile(MigrationFile):
         target = memoryview(buffer).cast("B")
         while True:
             try:
-                count = self._client.mig_read(target)
+                count = self._data.read(target)
             except OSError as error:
                 if error.errno != errno.EAGAIN or self._nonblocking:
                     raise
@@ -70,10 +71,8 @@ class VfioUserFile(MigrationFile):
 
     def write(self, data: Buffer) -> int:
         self._require(saving=False)
-        view = memoryview(data).cast("B")[: self._write_bytes]
-        if view:
-            self._client.mig_write(view)
-        return len(view)
+        view = memoryview(data).cast("B")
+        return self._data.write(view) if view else 0
 
     def precopy_info(self) -> PrecopyInfo:
         if self._closed:

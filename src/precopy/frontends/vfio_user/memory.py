@@ -126,6 +126,18 @@ def of_file(request: DmaMap, fd: int) -> DmaMemory:
     return FileMemory(os.dup(fd), request.offset, request.size, readonly=readonly)
 
 
+def shared(fd: int, size: int) -> memoryview:
+    """The first ``size`` bytes of a memfd, mapped. WireError EINVAL where that would not be safe."""
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_size < size or not _keeps_its_size(fd):
+        text = "the data area is no memfd that is large enough and keeps its size (F_SEAL_SHRINK)"
+        raise wrong(errno.EINVAL, text)
+    try:
+        return memoryview(mmap.mmap(fd, size))
+    except OSError as error:
+        raise wrong(error.errno or errno.EINVAL, f"mapping the data area: {error}") from error
+
+
 def _keeps_its_size(fd: int) -> bool:
     """Whether nobody can make the file shorter; sealed here where its owner allows that."""
     try:

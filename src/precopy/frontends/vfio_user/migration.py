@@ -7,12 +7,15 @@ yet: a read waits where the protocol has no other answer.
 
 import contextlib
 import errno
+import functools
 import json
 import select
 import struct
 import threading
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
 
 from precopy.vfio.device import MigrationFile, VfioDevice
 from precopy.vfio.errors import refuse
@@ -43,6 +46,30 @@ LONGEST_WAIT = 1.0
 
 _PRECOPY_ARGSZ = 24
 
+#: Pieces of the stream that one reply is made of: sendmsg(2) takes 1024.
+_MOST_PIECES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes of the stream, which count as read once :attr:`sent` has been called."""
+
+    views: Sequence[memoryview] = ()
+    size: int = 0
+    sent: Callable[[], None] | None = None
+
+    def put(self, room: memoryview) -> None:
+        """Copy them into ``room``, unless they are there."""
+        if self.sent is not None:
+            at = 0
+            for view in self.views:
+                # Without the interpreter's lock, so that the client's part goes on beside it.
+                np.copyto(
+                    np.frombuffer(room[at : at + len(view)], dtype=np.uint8),
+                    np.frombuffer(view, dtype=np.uint8),
+                )
+                at += len(view)
+
 
 class Migration:
     """The migration side of one device, for one client after another. Calls come one at a time."""
@@ -50,6 +77,8 @@ class Migration:
     def __init__(self, device: VfioDevice) -> None:
         self.device = device
         self._file: MigrationFile | None = None
+        #: What the first write of this session that failed raised.
+        self._failed: OSError | None = None
         self._lock = threading.Lock()
 
     # --- Features -----------------------------------------------------------------------------
@@ -145,15 +174,15 @@ class Migration:
     def _replace(self, file: MigrationFile | None) -> None:
         if self._file is not None:
             self._file.close()
-        self._file = file
+        self._file, self._failed = file, None
 
     def _require_file(self) -> MigrationFile:
         if self._file is None:
             raise refuse(errno.EINVAL, "the device is neither saving nor resuming")
         return self._file
 
-    def read(self, into: memoryview, *, extension: bool) -> int:
-        """MIG_DATA_READ: the bytes read, 0 at an end.
+    def read(self, room: memoryview, *, extension: bool) -> Data:
+        """MIG_DATA_READ: bytes for the client, none at an end; in ``room`` where they need copying.
 
         With the extension OSError tells what kind of end: ENOMSG for the temporary one, EAGAIN where
         the device is still saving. Without it a temporary end reads as 0 bytes, and what is being
@@ -162,21 +191,37 @@ class Migration:
         file = self._require_file()
         while True:
             try:
-                return file.readinto(into)
+                views = file.peek(len(room))
+                if views is not None:
+                    views = views[:_MOST_PIECES]
+                    total = sum(map(len, views))
+                    return Data(views, total, functools.partial(file.advance, total))
+                count = file.readinto(room)
+                return Data([room[:count]], count)
             except OSError as error:
                 if extension or error.errno not in (errno.ENOMSG, errno.EAGAIN):
                     raise
                 if error.errno == errno.ENOMSG:
-                    return 0
+                    return Data()
             if not file.poll(select.POLLIN, LONGEST_WAIT) and self.device.state in PRE_COPY_STATES:
                 # In PRE_COPY nobody takes 0 bytes for the end of all.
-                return 0
+                return Data()
 
     def write(self, data: memoryview) -> None:
-        """MIG_DATA_WRITE: all of it. OSError as the device's."""
+        """MIG_DATA_WRITE: all of it. OSError as the device's.
+
+        Once one has failed those behind it fail alike: a client may have sent them already, and what
+        it has lost does not end up in the middle of a state.
+        """
         file = self._require_file()
-        while data:
-            data = data[file.write(data) :]
+        if self._failed is not None:
+            raise refuse(self._failed.errno or errno.EIO, "an earlier write of this state failed")
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError as error:
+            self._failed = error
+            raise
 
     # --- The extension ------------------------------------------------------------------------
 
