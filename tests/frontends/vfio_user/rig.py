@@ -19,7 +19,7 @@ from precopy.vfio.guest import Opened
 from precopy.vfio_user.messages import COMMANDS, Command, DeviceFeature, Version
 from tests.vfio_user.wires import Raw
 
-SIM = "sim:mlx5?log_max_qp=8&first_session=1&page_track=1"
+SIM = "sim:mlx5?log_max_qp=8&first_session=1&page_track=1&state=64K"
 
 #: With everything.
 FULL: dict[str, Any] = {
