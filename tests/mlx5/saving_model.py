@@ -294,6 +294,29 @@ class SavingModel:
             self.delayed = False
             self.work += 1
 
+    def peeks(self, quarters: int, more: int, part: int) -> None:
+        """As much is looked at as a read would give; ``part`` quarters of that are then read."""
+        assert self.file is not None
+        size = max(1, len(self.unread()) * quarters // 4 + more)
+        code = self.outcome_of_a_read()
+        if code:
+            with pytest.raises(OSError, match=errno.errorcode[code]):
+                self.file.peek(size)
+            return
+        seen = self.file.peek(size)
+        assert seen is not None
+        assert b"".join(seen) == self.unread()[:size]
+        # It is still there.
+        assert b"".join(self.file.peek(size) or ()) == self.unread()[:size]
+        before = self.unread_chunks()
+        count = sum(map(len, seen)) * part // 4
+        data = self.unread()[:count]
+        self.file.advance(count)
+        self.read += data
+        if self.delayed and self.unread_chunks() < before:
+            self.delayed = False
+            self.work += 1
+
     def asks(self, size: int, more: int, state: int, fault: int) -> None:
         """VFIO_MIG_GET_PRECOPY_INFO, of a device that has changed by ``size`` bytes or more."""
         file, firmware = self.file, self.rig.firmware

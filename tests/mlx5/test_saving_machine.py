@@ -57,6 +57,10 @@ class SavingMachine(RuleBasedStateMachine):
     def reads(self, quarters: int, more: int) -> None:
         self.there.reads(quarters, more)
 
+    @rule(quarters=st.sampled_from(QUARTERS), more=st.integers(-1, 2), part=st.integers(0, 4))
+    def peeks(self, quarters: int, more: int, part: int) -> None:
+        self.there.peeks(quarters, more, part)
+
     @rule(size=none_or_sizes, more=none_or_sizes, state=st.sampled_from(REPLIES), fault=faults)
     def asks(self, size: int, more: int, state: int, fault: int) -> None:
         self.there.asks(size, more, state, fault)
