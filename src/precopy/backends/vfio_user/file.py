@@ -13,8 +13,9 @@ from precopy.vfio.states import PRE_COPY_STATES, DeviceState
 from precopy.vfio.uapi import PrecopyInfoFlags
 from precopy.vfio_user.messages import Command, DataPoll, PrecopyInfoMessage
 
-#: Milliseconds that a server is asked to wait at a time.
-_PATIENCE = 1000
+#: Milliseconds that a server is asked to wait at a time: what other threads want of the device waits
+#: behind it.
+_PATIENCE = 50
 
 _SAVING = PRE_COPY_STATES | {DeviceState.STOP_COPY}
 
@@ -79,7 +80,7 @@ class VfioUserFile(MigrationFile):
             raise refuse(errno.EBADF, f"{self._client.path}: the file is closed")
         if not self._saving:
             raise refuse(errno.ENOTTY, f"{self._client.path}: no precopy info of a resuming file")
-        if self._state() not in PRE_COPY_STATES and not self._ended:
+        if self._state() not in PRE_COPY_STATES:
             raise refuse(
                 errno.EINVAL, f"{self._client.path}: no precopy info in {self._state().name}"
             )
