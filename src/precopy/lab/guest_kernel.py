@@ -1,7 +1,8 @@
 """A kernel for a guest in QEMU: Debian's for cloud machines, as it is, with the modules it is to load.
 
-``python -m precopy.lab.guest_kernel`` unpacks it and a busybox into the cache. What the guest does is
-the script that becomes its ``/init``; modules are put beside it in the order in which they load.
+``python -m precopy.lab.guest_kernel`` unpacks it and a busybox into the cache; with ``--initramfs FILE``
+it writes a root file system whose console is a shell. What a guest does is the script that becomes its
+``/init``; modules are put beside it in the order in which they load.
 """
 
 import argparse
@@ -23,6 +24,18 @@ PACKAGE, BUSYBOX = "linux-image-cloud-amd64", "busybox-static"
 
 #: Of a kernel's packages: the image and the modules (one package before Linux 7.3, two since).
 _PARTS = re.compile(r"linux-(image|binary|modules)-\d")
+
+#: Loads the modules, then is a shell on the console; at its end the machine is switched off.
+SHELL = """#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+/bin/busybox --install -s /bin
+export PATH=/bin
+while read -r module; do insmod "$module"; done </modules
+setsid cttyhack sh
+poweroff -f
+"""
 
 _FAILED = 4
 
@@ -185,21 +198,33 @@ def _newc(entries: Iterable[tuple[str, int, bytes]]) -> Iterator[bytes]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints where the kernel is. Exit status 4, with a line that says why, where it can't be got."""
+    """Prints the kernel's image. Exit status 4, with a line that says why, where it can't be got."""
     parser = argparse.ArgumentParser(
         prog="python -m precopy.lab.guest_kernel",
         description="Debian's kernel for a guest in QEMU, unpacked into the cache.",
     )
     parser.add_argument("--refresh", action="store_true", help="ask Debian for a newer one")
+    parser.add_argument(
+        "--initramfs", type=Path, metavar="FILE", help="write a root file system with a shell"
+    )
+    parser.add_argument(
+        "--load", action="append", default=[], metavar="MODULE", help="to be loaded in it"
+    )
     asked = parser.parse_args(arguments)
 
     def say(text: str) -> None:
         print(f"precopy: lab: {text}", file=sys.stderr, flush=True)
 
     try:
-        print(install(say, refresh=asked.refresh))
+        kernel = GuestKernel(install(say, refresh=asked.refresh))
+        if asked.initramfs is not None:
+            asked.initramfs.write_bytes(kernel.initramfs(SHELL, asked.load))
+        print(kernel.image)
     except LabError as error:
         say(str(error))
+        return _FAILED
+    except OSError as error:
+        say(f"{error.filename or asked.initramfs}: {error.strerror}")
         return _FAILED
     return 0
 

@@ -1,10 +1,12 @@
 """Debian's QEMU beside the host's packages, as a peer to measure against in the lab.
 
 ``python -m precopy.lab.qemu`` unpacks it, with every library that it needs, into the cache; the host
-is given nothing. It runs through the loader of its own C library.
+is given nothing. It runs through the loader of its own C library: ``python -m precopy.lab.qemu --
+OPTIONS`` starts it.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,22 +86,27 @@ def _choose(versions: dict[str, str]) -> tuple[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints where QEMU is. Exit status 4, with a line that says why, where it can't be got."""
+    """Prints where QEMU is, or becomes it. Exit status 4, with a line that says why, without one."""
     parser = argparse.ArgumentParser(
         prog="python -m precopy.lab.qemu",
         description="Debian's QEMU, unpacked into the cache beside the host's packages.",
     )
     parser.add_argument("--refresh", action="store_true", help="ask Debian for a newer one")
+    parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="start it with these")
     asked = parser.parse_args(arguments)
 
     def say(text: str) -> None:
         print(f"precopy: lab: {text}", file=sys.stderr, flush=True)
 
     try:
-        print(install(say, refresh=asked.refresh))
+        tree = install(say, refresh=asked.refresh)
     except LabError as error:
         say(str(error))
         return _FAILED
+    if asked.options:
+        program = [*command(tree), *asked.options]
+        os.execv(program[0], program)
+    print(tree)
     return 0
 
 
