@@ -41,7 +41,7 @@ def _round(
             _timed(times, "an empty command in the shell", lambda: machine.run("true"))
             _timed(times, "mlx5_core loaded and probed", lambda: guest.load(machine))
             _timed(times, "unbind", lambda: guest.unbind(machine))
-            _timed(times, "reset", lambda: machine.run(f"echo 1 >{guest.DEVICE}/reset"))
+            _timed(times, "reset", lambda: machine.run(f"echo 1 >{guest.device(machine)}/reset"))
             _timed(times, "bind", lambda: guest.bind(machine))
             guest.works(machine)
 

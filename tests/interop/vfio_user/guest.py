@@ -5,9 +5,6 @@ import re
 from tests.interop.errors import PeerError
 from tests.interop.vfio_user.machine import Machine
 
-#: Where the kernel finds the VF, on the bus of a q35 without other devices of its kind.
-ADDRESS = "0000:00:01.0"
-DEVICE = f"/sys/bus/pci/devices/{ADDRESS}"
 DRIVER = "/sys/bus/pci/drivers/mlx5_core"
 
 #: The one warning that belongs here: the card has no Ethernet offloads, so no network interface.
@@ -19,22 +16,27 @@ _WHERE = re.compile(r"mlx5\w* \S+: (?:\w+:\d+:\(pid \d+\): )?")
 _WARNING = 4
 
 
+def device(machine: Machine) -> str:
+    """The VF's directory in sysfs."""
+    return f"/sys/bus/pci/devices/{machine.address}"
+
+
 def load(machine: Machine) -> None:
     """Load mlx5_core and what it needs; return when its probe has ended."""
     machine.run("while read module; do insmod $module || exit 1; done </modules")
 
 
 def unbind(machine: Machine) -> None:
-    machine.run(f"echo {ADDRESS} >{DRIVER}/unbind")
+    machine.run(f"echo {machine.address} >{DRIVER}/unbind")
 
 
 def bind(machine: Machine) -> None:
-    machine.run(f"echo {ADDRESS} >{DRIVER}/bind")
+    machine.run(f"echo {machine.address} >{DRIVER}/bind")
 
 
 def driver(machine: Machine) -> str:
     """The driver that has the VF, or nothing."""
-    return machine.run(f"readlink {DEVICE}/driver || true").rpartition("/")[2]
+    return machine.run(f"readlink {device(machine)}/driver || true").rpartition("/")[2]
 
 
 def warnings(machine: Machine) -> list[str]:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from precopy.lab.guest_kernel import GuestKernel
 from precopy.lab.qemu import command
@@ -54,7 +55,8 @@ class Machine:
 
     ``share``: the guest's memory is a file that the server maps; without it the device's DMA goes over
     the socket. ``initramfs``: a file of :meth:`GuestKernel.initramfs` with :data:`INIT`. ``boot``: wait
-    for its shell, else only for QEMU, which has attached the VF by then.
+    for its shell, else only for QEMU, which has attached the VF by then. ``port``: there is a port for the VF
+    alone, which takes and gives it while the guest runs; ``plugged``: it has it from the start.
     """
 
     def __init__(
@@ -67,15 +69,20 @@ class Machine:
         *,
         share: bool = True,
         boot: bool = True,
+        port: bool = False,
+        plugged: bool = True,
     ) -> None:
         self._served = served
         self._console, self._errors = directory / "console", directory / "qemu.err"
         memory = {True: "memory-backend-memfd,share=on", False: "memory-backend-ram"}[share]
-        device = {
+        #: The VF: what QEMU is told of it, and where the guest's kernel finds it.
+        self.device: dict[str, Any] = {
             "driver": "vfio-user-pci",
             "socket": {"type": "unix", "path": str(served.socket)},
             "id": "vf",
+            **({"bus": "outer"} if port else {}),
         }
+        self.address = "0000:01:00.0" if port else "0000:00:01.0"
         ours, shell = socket.socketpair()
         control, qmp = socket.socketpair()
         options = [
@@ -87,7 +94,8 @@ class Machine:
             *("-chardev", f"file,id=console,path={self._console}", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=shell,fd={shell.fileno()}", "-serial", "chardev:shell"),
             *("-chardev", f"socket,id=qmp,fd={qmp.fileno()}", "-mon", "qmp,mode=control"),
-            *("-device", json.dumps(device)),
+            *(("-device", "pcie-root-port,id=outer") if port else ()),
+            *(("-device", json.dumps(self.device)) if plugged else ()),
         ]
         with open(self._errors, "wb") as errors, shell, qmp:
             self._process = subprocess.Popen(
