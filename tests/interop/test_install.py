@@ -96,3 +96,45 @@ def test_the_comparison_says_what_it_lacks(tmp_path: Path, has_kernel: bool, lin
     assert status == 1
     assert out.count(line) == 1
     assert "Traceback" not in out
+
+
+_MADISON = r"""case "$*" in
+*madison*linux-image*)
+    echo "linux-image-cloud-amd64 | 6.12.117-1 | http://m/debian trixie/main amd64 Packages"
+    echo "linux-image-cloud-amd64 | 7.3.4-1~bpo13+1 | http://m/debian trixie-backports/main amd64 P";;
+*madison*busybox*) echo "busybox-static | 1:1.37.0-6+b9 | http://m/debian trixie/main amd64 Packages";;
+*show*linux-image-cloud-amd64=7.3.4-1~bpo13+1*)
+    echo "Depends: linux-base-cloud-amd64 (= 7.3.4-1~bpo13+1), linux-image-7.3.4-cloud-amd64 (= 7.3.4-1)";;
+*show*linux-image-7.3.4-cloud-amd64=*)
+    echo "Depends: dracut | initramfs-tools (>= 0.120), linux-binary-7.3.4-cloud-amd64 (= 7.3.4-1)," \
+        "linux-modules-7.3.4-cloud-amd64 (= 7.3.4-1)";;
+esac
+"""
+_DOWNLOAD_FAILS = 'case "$*" in *download*) echo "E: no more: $*" >&2; exit 100;; esac\n'
+
+
+def test_the_packages_of_the_newest_kernel_are_asked_for(tmp_path: Path) -> None:
+    programs = _programs(tmp_path / "bin", apt_get=_DOWNLOAD_FAILS, apt_cache=_MADISON)
+    status, out, err = _python(tmp_path / "cache", "-m", "precopy.lab.guest_kernel", path=programs)
+    assert (status, out) == (4, "")
+    names = [f"linux-{part}-7.3.4-cloud-amd64" for part in ("image", "binary", "modules")]
+    assert f"downloading {', '.join(names)}\n" in err
+    assert "a guest's kernel can't be installed from http" in err
+    asked = err.splitlines()[-1].partition("download ")[2].split()
+    assert asked == [*(f"{name}=7.3.4-1~bpo13+1" for name in names), "busybox-static=1:1.37.0-6+b9"]
+
+
+def test_a_mirror_without_a_kernel(tmp_path: Path) -> None:
+    programs = _programs(tmp_path / "bin", apt_get="", apt_cache="")
+    status, _, err = _python(tmp_path / "cache", "-m", "precopy.lab.guest_kernel", path=programs)
+    assert status == 4
+    assert err.endswith("trixie-backports, sid, trixie have no linux-image-cloud-amd64\n")
+
+
+def test_the_guests_tests_say_that_they_lack_a_kernel(tmp_path: Path) -> None:
+    (tmp_path / "qemu").mkdir()
+    tests = Path(__file__).parent / "vfio_user"
+    status, out, _ = _python(tmp_path, "-m", "pytest", "-p", "no:cacheprovider", str(tests))
+    assert status == 1
+    assert out.count("precopy: lab: a guest's kernel is not in the cache: run make qemu-test") == 1
+    assert "Traceback" not in out
