@@ -13,7 +13,6 @@ from precopy.vfio.dirty import (
     Intervals,
     check_ranges,
     merge_ranges,
-    set_runs,
 )
 from precopy.vfio.uapi import LoggingRange
 
@@ -93,21 +92,6 @@ def test_merging_closes_the_smallest_gaps(steps: list[tuple[int, int]], limit: i
 
 
 # --- Bitmaps ----------------------------------------------------------------------------------
-
-
-@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 90)), max_size=30), st.booleans())
-def test_runs_of_bits(runs: list[tuple[int, int]], prefilled: bool) -> None:
-    firsts = sorted(first for first, _ in runs)
-    lasts = sorted(first + more for first, more in runs)
-    bits = np.zeros(60, dtype=np.uint8)
-    before = set(range(7, 480, 13)) if prefilled else set()
-    for bit in before:
-        bits[bit // 8] |= 1 << bit % 8
-    set_runs(bits, np.array(firsts, dtype=np.int64), np.array(lasts, dtype=np.int64))
-    expected = {
-        bit for low, high in zip(firsts, lasts, strict=True) for bit in range(low, high + 1)
-    }
-    assert ones(memoryview(bits.data)) == expected | before
 
 
 def ones(bitmap: memoryview) -> set[int]:

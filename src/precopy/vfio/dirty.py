@@ -1,7 +1,8 @@
 """DMA logging: what ranges may be logged, and bitmaps of the pages that were written.
 
 What vfio_main.c and iova_bitmap.c of Linux 7.3 do around a driver. Addresses have up to 64 bits;
-the end of anything is its last byte, so that none is beyond them.
+the end of anything is its last byte, so that none is beyond them. The bits themselves are
+``dirty_bits``' affair.
 """
 
 import errno
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from precopy.vfio.dirty_bits import set_runs
 from precopy.vfio.errors import refuse
 from precopy.vfio.uapi import MAX_LOGGING_RANGES, LoggingRange
 
@@ -58,7 +60,11 @@ def check_ranges(ranges: Sequence[LoggingRange], page_size: int) -> list[Logging
 
 
 def merge_ranges(ranges: Sequence[LoggingRange], limit: int) -> list[LoggingRange]:
-    """Ascending ``ranges`` made ``limit`` at most, by closing the smallest gaps (the lowest of equals)."""
+    """Ascending ``ranges`` made ``limit`` at most, by closing the smallest gaps (the lowest of equals).
+
+    The outcome of vfio_combine_iova_ranges of vfio_main.c: it closes one gap at a time, which leaves
+    all others as they were, so that all can be chosen at once.
+    """
     surplus = len(ranges) - limit
     if surplus <= 0:
         return list(ranges)
@@ -101,11 +107,14 @@ class DirtyBitmap:
 
     def add(self, intervals: Iterable[Interval]) -> None:
         """Set the bits of every page that holds a byte of one of the ``intervals``, some maybe empty."""
-        for first, last in intervals:
-            first, last = max(first, self.first), min(last, self.last)
-            if first <= last:
-                ends = np.array([[first], [last]], dtype=np.uint64)
-                self._set(ends[0], ends[1])
+        inside = [
+            (max(first, self.first), min(last, self.last))
+            for first, last in intervals
+            if first <= self.last and last >= self.first and first <= last
+        ]
+        if inside:
+            ends = np.array(inside, dtype=np.uint64)
+            self._set(ends[:, 0], ends[:, 1])
 
     def add_pages(self, pages: Addresses, size: int, ranges: Iterable[Interval]) -> None:
         """Set the bits of what is both in one of ``pages`` (of ``size`` bytes) and in one of ``ranges``.
@@ -130,32 +139,6 @@ class DirtyBitmap:
             ((first - base) >> shift).astype(np.int64),
             ((last - base) >> shift).astype(np.int64),
         )
-
-
-def set_runs(bits: NDArray[np.uint8], first: NDArray[np.int64], last: NDArray[np.int64]) -> None:
-    """Set the bits from ``first[i]`` to ``last[i]`` for every i. Both ascend; ends may be shared."""
-    if not len(first):
-        return
-    # Runs that touch become one.
-    starts = np.flatnonzero(np.concatenate(([True], first[1:] > last[:-1] + 1)))
-    ends = np.append(starts[1:], len(first)) - 1
-    first, last = first[starts], last[ends]
-    head, tail = first >> 3, last >> 3
-    upwards = 0xFF << (first & 7) & 0xFF
-    downwards = 0xFF >> (7 - (last & 7))
-    within = head == tail
-    _set_masks(bits, head, np.where(within, upwards & downwards, upwards))
-    beyond = ~within
-    _set_masks(bits, tail[beyond], downwards[beyond])
-    for low, high in zip(head[beyond].tolist(), tail[beyond].tolist(), strict=True):
-        bits[low + 1 : high] = 0xFF
-
-
-def _set_masks(bits: NDArray[np.uint8], at: NDArray[np.int64], masks: NDArray[np.int64]) -> None:
-    """Set the bits of ``masks[i]`` in byte ``at[i]``; ``at`` ascends, and may name a byte again."""
-    if len(at):
-        starts = np.flatnonzero(np.diff(at, prepend=-1))
-        bits[at[starts]] |= np.bitwise_or.reduceat(masks, starts).astype(np.uint8)
 
 
 class Intervals:
