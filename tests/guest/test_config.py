@@ -1,6 +1,7 @@
 """What a workload may be, and where it keeps it."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,11 @@ from precopy.guest.layout import WINDOW, Control, WorkloadConfig
         ("rate", 0, 1 << 20),
         ("size", 32, 65536),
         ("seed", 0, (1 << 32) - 1),
+        ("memory", 0, 64 << 30),
+        ("writes", 0, 1 << 60),
+        ("working", 1, 100),
+        ("fill", 0, 100),
+        ("zeros", 0, 100),
     ],
 )
 def test_bounds(name: str, low: int, high: int) -> None:
@@ -59,7 +65,8 @@ def test_numbers_that_are_no_mix(code: int) -> None:
 
 def test_the_control_page_brings_the_workload_back() -> None:
     config = WorkloadConfig(pairs=7, active=3, rate=11, size=99, mix="wris", seed=5)
-    words = (layout.MAGIC, 7, 3, 99, 11, 5, config.mix_code(), *range(6))
+    config = replace(config, memory=5 << 20, writes=9, working=50, fill=40, zeros=3)
+    words = (layout.MAGIC, 7, 3, 99, 11, 5, config.mix_code(), *range(6), 5 << 20, 9, 50, 40, 3)
     assert Control(*words).config() == config
     for at, value in ((1, 0), (2, 8), (3, 31), (6, 0x50), (6, 0)):
         wrong = [*words]

@@ -13,7 +13,7 @@ from precopy.backends import DeviceNameError, open_device
 from precopy.engine.messages import printable
 from precopy.engine.outcome import ExitStatus, reason_of
 from precopy.engine.progress import JsonLines, Lines, Progress, silent
-from precopy.vfio.guest import Opened
+from precopy.vfio.guest import GuestCounts, Opened
 
 
 def fail(text: str, status: ExitStatus) -> NoReturn:
@@ -35,6 +35,13 @@ def open_or_fail(name: str, *, target: bool = False) -> Opened:
         fail(str(error), ExitStatus.USAGE)
     except OSError as error:
         fail(f"{name}: {reason_of(error)}", ExitStatus.FAILED)
+
+
+def memory_of(counts: GuestCounts) -> str:
+    """What is told of a guest's memory, behind its messages; nothing where none was checked."""
+    if not counts.memory_pages:
+        return ""
+    return f", {counts.memory_wrong} of {counts.memory_pages} pages of memory wrong"
 
 
 # --- Options ----------------------------------------------------------------------------------

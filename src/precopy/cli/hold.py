@@ -4,7 +4,7 @@ import os
 import signal
 from typing import NoReturn
 
-from precopy.cli.common import fail, warn
+from precopy.cli.common import fail, memory_of, warn
 from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine.outcome import ExitStatus, reason_of
 from precopy.vfio.guest import Opened
@@ -54,4 +54,5 @@ def _run(opened: Opened, signals: Signals) -> NoReturn:
     if opened.guest is not None:
         counts = opened.guest.settle(5.0)
         told += f"; its guest has sent {counts.sent} messages, {counts.faults} faults"
+        told += memory_of(counts)
     fail(told, ExitStatus.FAILED)

@@ -11,6 +11,7 @@ from precopy.cli.common import (
     SECONDS,
     SOME_SECONDS,
     fail,
+    memory_of,
     open_or_fail,
     progress_of,
 )
@@ -230,4 +231,4 @@ def _still_working(guest: Guest | None, error: MigrationError) -> str:
     if guest is None or error.status is ExitStatus.STOPPED:
         return ""
     counts = guest.settle(5.0)
-    return f"; its guest has sent {counts.sent} messages, {counts.faults} faults"
+    return f"; its guest has sent {counts.sent} messages, {counts.faults} faults{memory_of(counts)}"

@@ -15,6 +15,7 @@ from precopy.cli.common import (
     SECONDS,
     SOME_SECONDS,
     fail,
+    memory_of,
     open_or_fail,
     progress_of,
     size,
@@ -168,7 +169,8 @@ def _end_guest(guest: Guest, settle: float, as_json: bool) -> None:
     counts = guest.settle(settle)
     _say(
         as_json,
-        f"guest: {counts.sent} sent, {counts.received} received, {counts.faults} faults",
+        f"guest: {counts.sent} sent, {counts.received} received, {counts.faults} faults"
+        + memory_of(counts),
         guest=asdict(counts),
     )
     if counts.faults:

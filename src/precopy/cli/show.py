@@ -7,6 +7,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from precopy.cli.common import memory_of
 from precopy.engine.progress import Snapshot
 from precopy.engine.report import Image, Report, human
 
@@ -94,7 +95,7 @@ def render(report: Report) -> Group:
         lines.append(
             f"guest: {seen.sent} messages sent, {seen.received} received, {seen.lost} lost,"
             f" {seen.doubled} doubled, {seen.reordered} reordered, {seen.damaged} damaged,"
-            f" {seen.failed} failed"
+            f" {seen.failed} failed{memory_of(seen)}"
         )
     lines += report.notes
     return Group(_images(report), _downtime(report), Text("\n".join(lines)))

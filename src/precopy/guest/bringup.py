@@ -88,6 +88,11 @@ class Driver:
             0,
             0,
             0,
+            config.memory,
+            config.writes,
+            config.working,
+            config.fill,
+            config.zeros,
         )
 
     def _mkey(self, pd: int) -> int:

@@ -3,11 +3,13 @@
     control page | EQ | pair table | pair 0 | pair 1 | ...
 
 A pair is a sending QP, a receiving QP and the CQ of both, with one page of queues and a few pages of
-buffers. The pages of a pair that never worked are never touched.
+buffers. The pages of a pair that never worked are never touched. The memory that the guest works on
+besides is a region of its own (``pages``).
 """
 
 import enum
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,8 +31,9 @@ EQ_BYTES = wqe.EQE_BYTES << LOG_EQ
 
 MAGIC = 0x70636F7079677374
 
-#: magic, pairs, active, size, rate, seed, mix, uar, mkey, eqn, EQ consumer, cursor, settling
-CONTROL = struct.Struct("<QIIIIIIIIIIII")
+#: magic, pairs, active, size, rate, seed, mix, uar, mkey, eqn, EQ consumer, cursor, settling;
+#: memory, writes, working, fill, zeros
+CONTROL = struct.Struct("<QIIIIIIIIIIIIQQIII")
 
 
 class Count(enum.IntEnum):
@@ -85,7 +88,16 @@ BOUNDS: dict[str, tuple[int, int]] = {
     "rate": (0, 1 << 20),
     "size": (32, 65536),
     "seed": (0, (1 << 32) - 1),
+    "memory": (0, 64 << 30),
+    # As many as the machine can; this is what has room.
+    "writes": (0, 1 << 60),
+    "working": (1, 100),
+    "fill": (0, 100),
+    "zeros": (0, 100),
 }
+
+#: Pages of a memory at least: a header, a table, one with data.
+_LEAST_MEMORY = 3 * PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +105,13 @@ class WorkloadConfig:
     """``pairs`` QP pairs, of which the first ``active`` send ``rate`` messages a second in all.
 
     ``rate`` 0: as fast as it goes. ``size``: bytes of a message, 32 to 65536. ``mix``: letters of
-    :data:`OPERATIONS`, taken in turn. ValueError where a value is out of range.
+    :data:`OPERATIONS`, taken in turn.
+
+    ``memory``: bytes that it works on besides (:mod:`precopy.guest.pages`), whole pages. ``fill``
+    percent of them hold data at power-on; of these ``working`` percent are written, ``writes`` pages
+    a second, of which ``zeros`` percent are cleared.
+
+    ValueError where a value is out of range.
     """
 
     pairs: int = 16
@@ -102,6 +120,11 @@ class WorkloadConfig:
     size: int = 256
     mix: str = "siwr"
     seed: int = 1
+    memory: int = 0
+    writes: int = 0
+    working: int = 100
+    fill: int = 100
+    zeros: int = 0
 
     def __post_init__(self) -> None:
         for name, (low, high) in {**BOUNDS, "active": (0, self.pairs)}.items():
@@ -109,6 +132,12 @@ class WorkloadConfig:
                 raise ValueError(f"{name} must be {low} to {high}, not {getattr(self, name)}")
         if not 1 <= len(self.mix) <= 8 or set(self.mix) - set(OPERATIONS):
             raise ValueError(f"mix must be 1 to 8 letters of {''.join(OPERATIONS)}: {self.mix!r}")
+        if self.memory % PAGE or 0 < self.memory < _LEAST_MEMORY:
+            raise ValueError(
+                f"memory must be 0, or whole pages from {_LEAST_MEMORY} bytes on, not {self.memory}"
+            )
+        if self.memory and self.writes and not self.fill:
+            raise ValueError("writes go to pages that hold data: fill must not be 0")
 
     @property
     def slot_bytes(self) -> int:
@@ -129,6 +158,12 @@ class WorkloadConfig:
         size = self.pairs_at + self.pairs * self.pair_bytes
         step = 1 << BIG_PAGE_SHIFT
         return RegionSpec(BASE, -(-size // step) * step)
+
+    def memory_region(self, others: Iterable[RegionSpec]) -> RegionSpec:
+        """The memory that it works on, above the ``others`` of the guest."""
+        step = 1 << BIG_PAGE_SHIFT
+        end = max(spec.iova + spec.length for spec in others)
+        return RegionSpec(-(-end // step) * step, self.memory)
 
     def pair_at(self, index: int) -> int:
         """Offset of pair ``index`` in the region."""
@@ -180,6 +215,11 @@ class Control(NamedTuple):
     eq_consumer: int
     cursor: int
     settling: int
+    memory: int
+    writes: int
+    working: int
+    fill: int
+    zeros: int
 
     def config(self) -> WorkloadConfig:
         """ValueError where the words can't be a guest's."""
@@ -190,6 +230,11 @@ class Control(NamedTuple):
             self.size,
             WorkloadConfig.mix_of(self.mix),
             self.seed,
+            self.memory,
+            self.writes,
+            self.working,
+            self.fill,
+            self.zeros,
         )
 
 

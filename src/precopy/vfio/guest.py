@@ -11,7 +11,8 @@ from precopy.vfio.face import PciFace
 
 @dataclass(frozen=True, slots=True)
 class GuestCounts:
-    """What a guest knows of its messages. A migration is good only when all four faults are 0."""
+    """What a guest knows of its messages and of its memory. A migration is good only when
+    :attr:`faults` is 0."""
 
     sent: int = 0
     received: int = 0
@@ -21,10 +22,15 @@ class GuestCounts:
     damaged: int = 0
     #: Completions with an error, and a work queue that stands still though it should not.
     failed: int = 0
+    #: Pages of the memory that it works on that do not hold what it wrote, of ``memory_pages`` that
+    #: were looked at; both 0 before ``settle``, and where it has no such memory.
+    memory_wrong: int = 0
+    memory_pages: int = 0
 
     @property
     def faults(self) -> int:
-        return self.lost + self.doubled + self.reordered + self.damaged + self.failed
+        messages = self.lost + self.doubled + self.reordered + self.damaged + self.failed
+        return messages + self.memory_wrong
 
 
 class Guest(Protocol):
@@ -39,13 +45,21 @@ class Guest(Protocol):
     def pause(self) -> None:
         """Stop the vCPUs: on return no instruction of the guest runs until ``start``."""
 
+    def limit(self, share: float) -> None:
+        """Let it have ``share`` of its time from now on, 1.0 being all; running or not.
+
+        For who moves a guest that dirties memory faster than it can be moved. It is no part of
+        what moves: a guest begins with all its time. ValueError for a share that can't be given.
+        """
+
     def counts(self) -> GuestCounts:
         """What it has seen so far; may be asked while it runs."""
 
     def settle(self, timeout: float) -> GuestCounts:
         """Send nothing more, wait up to ``timeout`` seconds until all that was sent has arrived.
 
-        Messages that have not arrived by then are counted as lost.
+        Messages that have not arrived by then are counted as lost. Nothing more is written to the
+        memory that it works on, all of which is then checked, however long that takes.
         """
 
     def close(self) -> None: ...
