@@ -26,6 +26,12 @@ MOST_WAITING, MOST_WAITING_BYTES, MOST_WAITING_FDS = 1024, 8 << 20, 64
 #: Up to this size (bytes) it is cheaper to join the parts of a message than to send them as parts.
 _JOINED = 4096
 
+#: What the kernel may hold of what was sent and not yet received, in bytes. With its default (208 KiB)
+#: both sides wait for each other: data goes at half the speed.
+_SEND_BUFFER = 4 << 20
+#: SO_SNDBUFFORCE of include/uapi/asm-generic/socket.h: beyond net.core.wmem_max, for root.
+_SO_SNDBUFFORCE = 32
+
 _HEADER_BYTES = HEADER.size
 _RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 # As plain integers: testing a bit of an enum's costs 1 to 2 us.
@@ -60,6 +66,7 @@ class Conversation:
 
     def __init__(self, connected: socket.socket, most_bytes: int) -> None:
         self._socket = connected
+        _enlarge(connected)
         self._receiver = Receiver(connected, most_bytes, self._into)
         # The condition's lock by itself is cheaper to take.
         self._lock = threading.Lock()
@@ -244,9 +251,12 @@ class Conversation:
                 with self._lock:
                     self._reading = False
                     self._changed.notify_all()
-                if isinstance(error, Gone):
-                    raise self._over(error) from error
-                raise
+                if not isinstance(error, Gone):
+                    raise
+                over = self._over(error)
+                if over is error:
+                    raise
+                raise over from error
             with self._lock:
                 self._reading = False
                 refused = self._sort(message)
@@ -310,10 +320,21 @@ class Conversation:
         """Close the socket, and what came with messages that nobody took."""
         self.cut()
         with self._lock:
+            if self._gone is not None:
+                # Its traceback holds all that was under way, this among it.
+                self._gone.__traceback__ = self._gone.__cause__ = None
             while self._waiting.messages:
                 self._waiting.messages.popleft().close_fds()
             self._receiver.close()
         self._socket.close()
+
+
+def _enlarge(connected: socket.socket) -> None:
+    """As much room to send as is allowed."""
+    for option in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):
+        with contextlib.suppress(OSError):
+            connected.setsockopt(socket.SOL_SOCKET, option, _SEND_BUFFER)
+            return
 
 
 __all__ = ["Conversation", "Gone", "Message"]

@@ -28,6 +28,10 @@ from precopy.vfio_user.messages import (
 _SMALL = 64 << 10
 
 _HEADER_BYTES = HEADER.size
+
+#: What is received at a time, in bytes.
+INBOX_BYTES = _HEADER_BYTES + _SMALL
+
 _ROOM_FOR_FDS = socket.CMSG_SPACE((MOST_FDS + 1) * array.array("i").itemsize)
 # As plain integers: testing a bit of an enum's costs 1 to 2 us.
 _CLOEXEC, _TRUNCATED = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
@@ -82,7 +86,7 @@ class Receiver:
         self._socket, self._into = connected, into
         self._most_bytes = most_bytes
         # What has been received and not yet been taken apart.
-        self._inbox = memoryview(bytearray(_HEADER_BYTES + _SMALL))
+        self._inbox = memoryview(bytearray(INBOX_BYTES))
         self._start = self._end = 0
         #: Bytes of the stream before ``_start``, and still to be passed over.
         self._position = 0
@@ -122,6 +126,8 @@ class Receiver:
         """``message`` has been dealt with: its descriptors are closed, its memory is used again."""
         if message.fds:
             message.close_fds()
+        # Who raised it left it with a traceback that leads back here.
+        message.problem = None
         if message.body is not None:
             self._spare, message.body = message.body, None
 

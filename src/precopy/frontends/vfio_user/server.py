@@ -1,4 +1,15 @@
-"""A device on a unix socket, for one client at a time; who may connect is told by the kernel."""
+"""A device on a unix socket, for one client at a time; who may connect is told by the kernel.
+
+Whatever clients send, the server allocates at most :data:`MOST_HELD` bytes for them, about 43 MiB:
+
+- for each of 16 connections what is being received: 64 KiB and one message of 1 MiB;
+- for the client that has the device, and for its twin socket, what waits while the server asks it for
+  memory: 8 MiB of payloads, 1024 messages, 64 descriptors;
+- for the reply under way: what was read, and a copy of it on its way.
+
+Memory of the client's that is mapped is the client's. The kernel holds what was sent and not yet
+received, as much as a socket's buffer.
+"""
 
 import contextlib
 import logging
@@ -14,11 +25,25 @@ from precopy.frontends.vfio_user.session import NEGOTIATION, Session
 from precopy.unix_socket import listen_unix, peer_user
 from precopy.vfio.device import VfioDevice
 from precopy.vfio.face import PciFace
+from precopy.vfio_user.conversation import MOST_WAITING, MOST_WAITING_BYTES
+from precopy.vfio_user.messages import MOST_HEAD
+from precopy.vfio_user.receiving import INBOX_BYTES
+from precopy.vfio_user.version import OURS
 
 log = logging.getLogger("precopy.vfio_user")
 
 #: Connections at a time, those that have not agreed on a version among them.
 MOST_CONNECTIONS = 16
+
+#: Bytes for what Python needs around a message that waits.
+_AROUND = 1024
+
+#: Bytes that all clients together can make a server allocate.
+MOST_HELD = (
+    MOST_CONNECTIONS * (INBOX_BYTES + OURS.max_data_xfer_size + MOST_HEAD)
+    + 2 * (MOST_WAITING_BYTES + OURS.max_data_xfer_size + MOST_WAITING * _AROUND)
+    + 6 * OURS.max_data_xfer_size
+)
 
 #: Seconds that a command under way has at the end.
 _LAST_CALL = 5.0
@@ -56,6 +81,11 @@ class Server:
     @property
     def path(self) -> str:
         return self._path
+
+    def clients(self) -> int:
+        """How many are connected."""
+        with self._lock:
+            return len(self._sessions)
 
     def serve(self) -> None:
         """Take clients until :meth:`stop` is called."""
