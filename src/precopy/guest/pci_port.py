@@ -5,6 +5,7 @@ as the firmware insists on it. All that must survive a migration is in the guest
 VF, so a port on another host goes on where this one was.
 """
 
+import contextlib
 import functools
 import itertools
 import operator
@@ -79,7 +80,10 @@ class PciPort:
     # --- Memory -------------------------------------------------------------------------------
 
     def connect_memory(self, memory: GuestMemory) -> None:
-        self._view = memory.view(*REGION)
+        # A guest that was switched on without a command queue has no memory for one, nor needs it:
+        # it has given all its commands.
+        with contextlib.suppress(OSError):
+            self._view = memory.view(*REGION)
         self._bus.map_guest(memory)
 
     def disconnect_memory(self, memory: GuestMemory) -> None:
@@ -112,7 +116,8 @@ class PciPort:
 
     def _execute(self, inbox: bytes) -> bytes:
         view = self._view
-        assert view is not None, "no memory for the command queue"
+        if view is None:
+            raise BringUpError("the guest has no memory for a command queue")
         token = next(self._tokens)
         inputs = max(0, -(-(len(inbox) - 16) // _BLOCK_DATA))
         outputs = -(-(_MAX_OUTBOX - 16) // _BLOCK_DATA)
