@@ -253,6 +253,15 @@ class Target:
         os.close(ready)
         server.serve()
 
+    def idle(self, most_fds: int = 0) -> Standing:
+        """What it holds once its last client is gone: at most ``most_fds``, or as many as it is then."""
+        deadline = time.monotonic() + (5.0 if most_fds else 0.5)
+        while True:
+            found = Standing.of(self.pid)
+            if found.fds <= most_fds or time.monotonic() > deadline:
+                return found
+            select.select([], [], [], 0.01)
+
     def alive(self) -> bool:
         return os.waitpid(self.pid, os.WNOHANG) == (0, 0)
 
@@ -403,29 +412,16 @@ def fuzz(messages: int, seed: int) -> Result:
         try:
             Fuzzer(target, ~seed).run(WARM_UP)
             serves_a_good_client(target.path)
-            before = settled(target)
+            before = target.idle()
             fuzzer = Fuzzer(target, seed)
             began = time.monotonic()
             fuzzer.run(messages)
             seconds = time.monotonic() - began
             moved = serves_a_good_client(target.path)
             assert target.alive()
-            return Result(fuzzer, seconds, before, settled(target), moved)
+            return Result(fuzzer, seconds, before, target.idle(before.fds), moved)
         finally:
             target.end()
-
-
-def settled(target: Target) -> Standing:
-    """What it holds once its last client is gone."""
-    least = Standing.of(target.pid)
-    for _ in range(100):
-        with contextlib.suppress(OSError):
-            Client(target.path).close()
-        found = Standing.of(target.pid)
-        if found.fds >= least.fds:
-            return found
-        least = found
-    return least
 
 
 def main() -> int:
