@@ -243,14 +243,16 @@ def test_a_reply_that_cant_be_ends_it() -> None:
 
 def test_numbers_in_use_are_passed_over() -> None:
     """After 65536 commands an old one may still wait."""
-    with ends() as (conversation, raw), ThreadPoolExecutor(1) as pool:
+    with ends() as (conversation, raw), ThreadPoolExecutor(2) as pool:
         waits = pool.submit(conversation.call, READ, [])
         assert raw.hear()[0].message_id == 0
         for at in range(1, 0x10000):
             conversation.post(WRITE, [])
             assert raw.hear()[0].message_id == at
+        mine = pool.submit(conversation.call, WRITE)
+        assert raw.hear()[0].message_id == 1
         raw.say(WRITE, b"mine", number=1, flags=1)
-        assert bytes(conversation.call(WRITE).payload) == b"mine"
+        assert bytes(mine.result(20).payload) == b"mine"
         raw.say(READ, b"old", number=0, flags=1)
         assert bytes(waits.result(20).payload) == b"old"
 
