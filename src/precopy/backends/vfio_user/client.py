@@ -86,7 +86,11 @@ class Client:
                     raise wrong(
                         errno.EPROTO, "the server's twin socket did not come with its reply"
                     )
-                twin = socket.socket(fileno=reply.fds.pop(index))
+                try:
+                    twin = socket.socket(fileno=reply.fds[index])
+                except OSError as error:
+                    raise wrong(errno.EPROTO, "the server's twin socket is no socket") from error
+                del reply.fds[index]
                 self._twin = Conversation(twin, ours.max_data_xfer_size)
         except WireError as error:
             raise wrong(errno.EPROTO, f"{self.path}: {error.strerror}") from error
