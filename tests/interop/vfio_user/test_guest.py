@@ -9,6 +9,9 @@ from tests.interop.vfio_user import guest
 from tests.interop.vfio_user.conftest import Start
 from tests.interop.vfio_user.served import Served
 
+# Above all that a test waits for, one after another: its own limits say what the guest said last.
+pytestmark = pytest.mark.timeout(400)
+
 #: ``health_counter`` of the initialization segment; each read of it counts.
 HEALTH_COUNTER = 0x1010
 
@@ -48,7 +51,6 @@ def test_mlx5_core_probes_to_the_end(start: Start) -> None:
         assert machine.run(f"ls {guest.device(machine)}/ptp") == "ptp0"
 
 
-@pytest.mark.timeout(240)
 def test_the_health_poll_finds_it_well(start: Start) -> None:
     with start() as machine:
         guest.load(machine)
@@ -95,7 +97,6 @@ def test_a_reset_behind_the_drivers_back_is_recovered_from(start: Start) -> None
         guest.works(machine)
 
 
-@pytest.mark.timeout(300)
 def test_the_guest_reboots(start: Start) -> None:
     with start() as machine:
         guest.load(machine)
@@ -105,7 +106,6 @@ def test_the_guest_reboots(start: Start) -> None:
         guest.works(machine)
 
 
-@pytest.mark.timeout(300)
 def test_qemu_resets_the_machine(start: Start) -> None:
     """Without a word to the guest: its driver lets go of nothing."""
     with start() as machine:
@@ -116,7 +116,6 @@ def test_qemu_resets_the_machine(start: Start) -> None:
         guest.works(machine)
 
 
-@pytest.mark.timeout(300)
 def test_qemu_is_killed_and_comes_again(start: Start, served: Served) -> None:
     with start() as machine:
         guest.load(machine)
@@ -128,7 +127,6 @@ def test_qemu_is_killed_and_comes_again(start: Start, served: Served) -> None:
         guest.works(machine)
 
 
-@pytest.mark.timeout(300)
 def test_the_server_keeps_nothing_of_a_qemu_that_has_gone(start: Start, served: Served) -> None:
     idle = served.held()
     for count in range(1, 7):
@@ -148,7 +146,6 @@ def test_it_is_put_into_a_running_guest(start: Start) -> None:
         guest.works(machine)
 
 
-@pytest.mark.timeout(300)
 def test_it_is_taken_out_of_a_running_guest(start: Start, served: Served) -> None:
     """The server has it back, whatever becomes of QEMU: 11.1.3 aborts over its own MSI-X regions."""
     idle = served.held()
@@ -162,7 +159,6 @@ def test_it_is_taken_out_of_a_running_guest(start: Start, served: Served) -> Non
         guest.works(machine)
 
 
-@pytest.mark.timeout(300)
 def test_dma_over_the_socket(start: Start) -> None:
     """The guest's memory is QEMU's alone: the protocol's own messages are what QEMU 11.1 speaks."""
     with start(share=False) as machine:
