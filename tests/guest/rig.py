@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from precopy.connectx import Adapter
 from precopy.connectx.adapter import Port
 from precopy.guest import WorkloadConfig, WorkloadGuest, layout
 from precopy.mlx5_abi import wqe
@@ -54,25 +53,30 @@ class Listener:
             if waiting is not None and len(self.sent) >= waiting[0]:
                 waiting[1].set()
 
-    def wait_for(self, count: int) -> None:
-        """Return once ``count`` messages have been sent, of all there ever were."""
+    def once(self, count: int) -> threading.Event:
+        """An event that is set once ``count`` messages have been sent, of all there ever were."""
         event = threading.Event()
         self._waiting = count, event
-        assert len(self.sent) >= count or event.wait(PATIENCE), f"{len(self.sent)} of {count}"
+        if len(self.sent) >= count:
+            event.set()
+        return event
+
+    def wait_for(self, count: int) -> None:
+        """Return once ``count`` messages have been sent, of all there ever were."""
+        assert self.once(count).wait(PATIENCE), f"{len(self.sent)} of {count}"
 
 
 class GuestRig:
     """A guest of ``config`` that has been powered on."""
 
-    def __init__(self, adapter: Adapter | None = None, **config: int | str) -> None:
-        self.adapter = adapter or small_adapter()
+    def __init__(self, **config: int | str) -> None:
+        self.adapter = small_adapter()
         self.config = WorkloadConfig(**{"pairs": 1, "active": 1, **config})  # type: ignore[arg-type]
         self.port = Listener(self.adapter.vfs[0])
         self.guest = WorkloadGuest.power_on(self.port, self.config)
         self.view = self.guest.memory.regions[0].view
 
     def close(self) -> None:
-        self.view.release()
         self.guest.close()
 
     # --- The VF standing still ----------------------------------------------------------------

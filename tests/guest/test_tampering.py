@@ -35,7 +35,7 @@ def make() -> Iterator[Callable[..., GuestRig]]:
     rigs: list[GuestRig] = []
 
     def make(**config: int | str) -> GuestRig:
-        rigs.append(GuestRig(**{"size": SIZE, **config}))  # type: ignore[arg-type]
+        rigs.append(GuestRig(**{"size": SIZE, **config}))
         return rigs[-1]
 
     yield make

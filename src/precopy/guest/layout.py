@@ -50,6 +50,9 @@ class Count(enum.IntEnum):
 
 COUNTS = struct.Struct(f"<{len(Count)}Q")
 COUNTS_AT = 256
+#: How often a page of the memory that it works on was written, in all.
+WRITES = struct.Struct("<Q")
+WRITES_AT = 512
 NAMES_AT = PAGE + EQ_BYTES
 #: Numbers of a pair: sending QP, receiving QP, CQ.
 NAMES = struct.Struct("<III")

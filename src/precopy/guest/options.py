@@ -7,7 +7,7 @@ from precopy.guest.layout import BOUNDS, WorkloadConfig
 from precopy.options import Option, size, switch, whole, within
 
 #: All the memory that this machine has: a guest that fills more would be its end.
-_MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def mix(text: str) -> str:
@@ -53,7 +53,7 @@ def workload_of(found: Mapping[str, object]) -> WorkloadConfig | None:
         seed=whole(found, "seed"),
         **{name: whole(found, name) for name in ("memory", "writes", "working", "fill", "zeros")},
     )
-    if config.memory * config.fill // 100 > _MACHINE:
+    if config.memory * config.fill // 100 > MACHINE:
         raise ValueError(
             f"memory: {config.fill} percent of {config.memory >> 20}M is more than this"
             f" machine's memory; ask for less, or for a lower fill"

@@ -5,9 +5,10 @@
 The table has a word of 32 bits for each data page: how often it was written (31 bits), and whether
 it holds data (bit 0) or zeroes. The header has the number of all writes so far, which is also the
 state of the generator that draws them: write n goes to a page, and clears it or not, as the seed and
-n say. So the whole region can be checked, and written on, by whoever has a copy of it. Page n of
-the data, at word w of the table, holds 512 words: a key made of the seed, n and w, plus a constant
-for each place.
+n say. So the whole region can be checked, and written on, by whoever has a copy of it; that number is
+in the guest's control page too, so that a copy which is older as a whole is found. Page n of the
+data, at word w of the table, holds 512 words: a key made of the seed, n and w, plus a constant for
+each place.
 
 Nothing here reads a page that was never written: that would give it a page of the host's memory.
 """
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precopy.guest.layout import PAGE, WorkloadConfig
+from precopy.guest.layout import PAGE, WRITES, WRITES_AT, WorkloadConfig
 from precopy.pci.memory import GuestMemory
 
 Words = npt.NDArray[np.uint64]
@@ -28,8 +29,9 @@ Words = npt.NDArray[np.uint64]
 BATCH = 64
 
 MAGIC = 0x7363726962653031
-#: magic, writes so far
-HEADER = struct.Struct("<QQ")
+_ALL_ONES = (1 << 64) - 1
+#: magic, writes so far, their complement
+HEADER = struct.Struct("<QQQ")
 
 _ENTRY = np.dtype("<u4")
 #: Entries of one page of the table.
@@ -37,6 +39,8 @@ _ENTRIES = PAGE // _ENTRY.itemsize
 _WORD = np.dtype("<u8")
 _WORDS = PAGE // _WORD.itemsize
 _DATA = np.uint32(1)
+#: Writes after which a page's count begins anew.
+_COUNTS = 1 << 31
 
 # splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -53,7 +57,7 @@ def _mix(values: Words) -> Words:
 
 
 def _stream(seed: int, kind: int, count: int) -> Words:
-    start = np.array([(seed << 8 | kind) & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64)
+    start = np.array([seed << 8 | kind], dtype=np.uint64)
     return _mix(_mix(start) + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
 
 
@@ -67,9 +71,9 @@ class MemoryCheck(NamedTuple):
 
 
 class Pages:
-    """The region ``index`` of ``memory``, used as ``config`` says. One thread at a time.
+    """The region ``index`` of ``memory``, used as ``config`` says; region 0 has the control page.
 
-    :meth:`release` it before the memory is closed.
+    One thread at a time. :meth:`release` it before the memory is closed.
     """
 
     def __init__(self, memory: GuestMemory, index: int, config: WorkloadConfig) -> None:
@@ -84,7 +88,7 @@ class Pages:
         self.working = -(-self.filled * config.working // 100)
         self._zeros = np.uint64(config.zeros)
         data_at = (1 + self.table_pages) * PAGE
-        self._header = view[:PAGE]
+        self._control, self._header = memory.regions[0].view[:PAGE], view[:PAGE]
         self._table = np.frombuffer(view[PAGE:data_at], _ENTRY)
         self._data = np.frombuffer(view[data_at : self.pages * PAGE], _WORD).reshape(-1, _WORDS)
         self._draws, self._keys = _stream(config.seed, 0, 1), _stream(config.seed, 1, 1)
@@ -93,8 +97,9 @@ class Pages:
 
     def release(self) -> None:
         """Let go of the memory; nothing else may be called after it."""
+        self._control.release()
         self._header.release()
-        del self._header, self._table, self._data
+        del self._table, self._data
 
     # --- The model ----------------------------------------------------------------------------
 
@@ -111,18 +116,21 @@ class Pages:
         return pages, cleared
 
     @property
-    def writes(self) -> int:
-        """How many writes there have been. RuntimeError where the memory is none of these."""
-        magic, writes = HEADER.unpack_from(self._header, 0)
-        if magic != MAGIC:
-            raise RuntimeError("the guest's own memory has no header")
-        return int(writes)
+    def writes(self) -> int | None:
+        """How many writes there have been; None where the header is none."""
+        magic, writes, complement = HEADER.unpack_from(self._header, 0)
+        return int(writes) if (magic, writes ^ complement) == (MAGIC, _ALL_ONES) else None
+
+    def _put_writes(self, writes: int) -> None:
+        writes &= _ALL_ONES
+        HEADER.pack_into(self._header, 0, MAGIC, writes, writes ^ _ALL_ONES)
+        WRITES.pack_into(self._control, WRITES_AT, writes)
 
     # --- Writing ------------------------------------------------------------------------------
 
     def power_on(self) -> None:
         """Put in what is there from the beginning."""
-        HEADER.pack_into(self._header, 0, MAGIC, 0)
+        self._put_writes(0)
         entry = np.uint32(1 << 1) | _DATA
         for first in range(0, self.filled, BATCH):
             end = min(first + BATCH, self.filled)
@@ -132,8 +140,13 @@ class Pages:
             np.add(keys[:, None], self._places, out=self._data[first:end])
 
     def write(self, count: int) -> None:
-        """The next ``count`` writes, up to :data:`BATCH`; of two to one page the second is made."""
+        """The next ``count`` writes, up to :data:`BATCH`; of two to one page the second is made.
+
+        RuntimeError where the memory does not say which are the next.
+        """
         before = self.writes
+        if before is None:
+            raise RuntimeError("the memory that the guest works on has no header")
         drawn, clears = self._draw(before, count)
         # The last write to a page is the first in the reversed order, which is the one np.unique tells.
         pages, last, times = np.unique(drawn[::-1], return_index=True, return_counts=True)
@@ -145,7 +158,7 @@ class Pages:
         np.add(self._key(pages, entries)[:, None], self._places, out=block)
         block[cleared] = 0
         self._data[pages] = block
-        HEADER.pack_into(self._header, 0, MAGIC, (before + count) & 0xFFFF_FFFF_FFFF_FFFF)
+        self._put_writes(before + count)
 
     # --- Checking -----------------------------------------------------------------------------
 
@@ -180,7 +193,12 @@ class Pages:
             told[holds & ~there] = True
             for a, b in _runs(there):
                 told[a:b] = self._differ(first + a, entries[a:b], holds[a:b])
-        wrong[0] = self._header_wrong(counted)
+        writes = self.writes
+        (also,) = WRITES.unpack_from(self._control, WRITES_AT)
+        wrong[0] = writes != also or any(self._header[HEADER.size :])
+        # The counts of pages that are right can be wrong all the same, where the pages are cleared.
+        if writes is not None and not wrong.any():
+            wrong[0] = (writes + self.filled - counted) % _COUNTS != 0
         count = int(np.count_nonzero(wrong))
         return MemoryCheck(self.pages, count, int(wrong.argmax()) if count else None)
 
@@ -199,12 +217,6 @@ class Pages:
             return np.zeros(len(entries), np.bool_)
         found: npt.NDArray[np.bool_] = differs.any(axis=1)
         return found
-
-    def _header_wrong(self, counted: int) -> bool:
-        """Whether the header is not that of ``counted`` writes, or holds more than one has."""
-        magic, writes = HEADER.unpack_from(self._header, 0)
-        right = magic == MAGIC and (writes + self.filled - counted) % (1 << 31) == 0
-        return not right or any(self._header[HEADER.size :])
 
 
 def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

@@ -32,10 +32,12 @@ class Scribe:
         self._pages.power_on()
 
     def start(self) -> None:
-        """Write on, unless it does. RuntimeError where the memory has no header."""
-        if self._thread is not None or not self._rate:
+        """Write on, unless it does. Where the memory has lost its header, which a check tells, it
+        does not know how to, and writes nothing."""
+        writes = self._pages.writes
+        if self._thread is not None or not self._rate or writes is None:
             return
-        pace = Pace(self._rate, self._time.now(), self._pages.writes)
+        pace = Pace(self._rate, self._time.now(), writes)
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, args=(pace,), name="scribe", daemon=True)
         self._thread.start()
@@ -55,7 +57,10 @@ class Scribe:
         while self._works():
             with self._lock:
                 began = time.monotonic()
-                due = pace.due(self._time.now(), self._pages.writes)
+                writes = self._pages.writes
+                if writes is None:
+                    return
+                due = pace.due(self._time.now(), writes)
                 while due > 0 and time.monotonic() - began < _BURST:
                     count = min(due, BATCH)
                     self._pages.write(count)
