@@ -1,4 +1,4 @@
-"""Bitmaps of 1 TiB in pages of 4 KiB: found clean, and with 1 % of the pages dirty, scattered."""
+"""Bitmaps of 1 TiB, and trackers of 1 GiB: all clean, and with 1 % of the pages dirty, scattered."""
 
 import time
 from collections.abc import Callable
@@ -6,9 +6,16 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.figure import Figure
+from precopy.memory import tracker_for
+from precopy.pci.memory import PAGE_SIZE, GuestMemory, RegionSpec
 from precopy.vfio.dirty_bits import clear_runs, count_bits, dirty_runs, set_runs
 
 PAGES = 1 << 28
+
+_GIB = 1 << 30
+#: Kinds of trackers, and the most seconds of a collect: all clean, and 1 % dirty.
+_TRACKERS = {"userfaultfd": (0.01, 0.02), "checksums": (1.0, 2.0)}
+
 _TIMES = 5
 
 
@@ -24,6 +31,53 @@ def _best(work: Callable[[], object], before: Callable[[], object] = lambda: Non
 
 
 def measure() -> list[Figure]:
+    figures = _bitmaps()
+    for kind, bounds in _TRACKERS.items():
+        figures += _tracker(kind, *bounds)
+    return figures
+
+
+def _tracker(kind: str, clean_bound: float, dirty_bound: float) -> list[Figure]:
+    memory = GuestMemory([RegionSpec(0, _GIB)])
+    try:
+        tracker = tracker_for(memory, kind)
+    except OSError as error:
+        memory.close()
+        return [Figure(f"writes by {kind}", str(error.strerror), "-", False)]
+    random = np.random.default_rng(1)
+    cells = np.frombuffer(memory.regions[0].map, dtype=np.uint64)
+    cells[:] = random.integers(1, 1 << 63, PAGE_SIZE)[np.arange(len(cells)) % PAGE_SIZE]
+    dirty = np.zeros(_GIB // PAGE_SIZE // 8, dtype=np.uint8)
+    pages = random.choice(_GIB // PAGE_SIZE, _GIB // PAGE_SIZE // 100, replace=False)
+
+    def write() -> None:
+        cells[pages * (PAGE_SIZE // 8)] += 1
+
+    start = _best(tracker.start)
+    clean = _best(lambda: tracker.collect(0, dirty))
+    assert not dirty.any()
+    some = _best(lambda: tracker.collect(0, dirty), write)
+    assert count_bits(dirty) == len(pages)
+    tracker.stop()
+    memory.close()
+    return [
+        Figure(f"writes by {kind}, 1 GiB: start", f"{start * 1e3:.1f} ms", "-", True),
+        Figure(
+            f"writes by {kind}, 1 GiB clean: collect",
+            f"{clean * 1e3:.1f} ms",
+            f"< {clean_bound * 1e3:.0f} ms",
+            clean < clean_bound,
+        ),
+        Figure(
+            f"writes by {kind}, 1 GiB, 1 % dirty: collect",
+            f"{some * 1e3:.1f} ms",
+            f"< {dirty_bound * 1e3:.0f} ms",
+            some < dirty_bound,
+        ),
+    ]
+
+
+def _bitmaps() -> list[Figure]:
     bits = np.ones(PAGES // 8, dtype=np.uint8)
     bits[:] = 0
     clean = _best(lambda: dirty_runs(bits))

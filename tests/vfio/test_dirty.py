@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from precopy.vfio.dirty import (
@@ -125,6 +125,7 @@ def reports(draw: st.DrawFn) -> tuple[int, int, int, int, list[tuple[int, int]],
 
 
 @given(reports())
+@example((1024, 0, 4096, 2048, [(0, 2047)], [0]))
 def test_pages_of_any_size_reported_in_pages_of_any_size(
     report: tuple[int, int, int, int, list[tuple[int, int]], list[int]],
 ) -> None:

@@ -65,6 +65,17 @@ def test_bits_are_set_and_cleared_as_in_a_set(
     assert ones_of(bits) == (members(before) | members(added)) - members(removed)
 
 
+@pytest.mark.parametrize("whole", range(60, 70))
+@pytest.mark.parametrize("ends", [(0, 0), (5, 3)])
+def test_whole_bytes_of_every_number(whole: int, ends: tuple[int, int]) -> None:
+    bits = np.zeros(SIZE, dtype=np.uint8)
+    first, last = np.array([80 - ends[0]]), np.array([79 + 8 * whole + ends[1]])
+    set_runs(bits, first, last)
+    assert ones_of(bits) == set(range(first[0], last[0] + 1))
+    clear_runs(bits, first, last)
+    assert not bits.any()
+
+
 @pytest.mark.parametrize("change", [set_runs, clear_runs])
 @pytest.mark.parametrize("run", [(-1, 3), (70, 80), (0, 80)])
 def test_a_run_beyond_the_bitmap_changes_nothing(change, run: tuple[int, int]) -> None:  # type: ignore[no-untyped-def]

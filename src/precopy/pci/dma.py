@@ -99,8 +99,8 @@ class DmaSpace:
         return [(start, len(memory)) for start, memory in zip(starts, held, strict=True)]
 
     def map_guest(self, memory: GuestMemory) -> None:
-        """Map every region of ``memory`` at its iova."""
-        self.replace((), [(region.spec.iova, region.view) for region in memory.regions])
+        """Map every region of ``memory`` at its iova, by the mapping that is the devices'."""
+        self.replace((), [(region.spec.iova, region.device_view) for region in memory.regions])
 
     def view(self, address: int, length: int) -> memoryview:
         """The memory itself at ``address``, not copied; writing into it tells no listener.

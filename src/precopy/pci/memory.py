@@ -1,15 +1,17 @@
 """Guest memory: regions of device addresses, each backed by a memfd.
 
 A memfd can be mapped by other processes, and tells which of its pages were ever written, so that
-untouched pages need not be moved.
+untouched pages need not be moved. Here it is mapped twice: once for the guest's CPU and once, when it
+is asked for, for devices, so that the kernel can tell who wrote a page.
 """
 
 import contextlib
 import errno
 import mmap
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from precopy.vfio.errors import refuse
@@ -34,12 +36,43 @@ class Extent(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Region:
-    """One mapped memfd; ``view`` is all of it, writable."""
+    """One mapped memfd; ``view`` is all of it, writable, as the guest's CPU has it."""
 
     spec: RegionSpec
     fd: int
     map: mmap.mmap
     view: memoryview
+    _device: tuple[mmap.mmap, memoryview] | None = None
+    _making: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def device_view(self) -> memoryview:
+        """All of it in another mapping of the same memory, made at first use: what DMA goes through.
+
+        Who tracks the CPU's writes in ``view`` (``precopy.memory``) does not see those made here.
+        OSError: ENOMEM where it can't be mapped, EBADF where the memory is closed.
+        """
+        with self._making:
+            if self.fd < 0:
+                raise refuse(errno.EBADF, f"guest memory {self.spec} is closed")
+            if self._device is None:
+                mapped = mmap.mmap(self.fd, self.spec.length)
+                self._device = mapped, memoryview(mapped)
+            return self._device[1]
+
+    def close(self) -> None:
+        """Unmap and close; a second call does nothing. Views still held keep their mapping alive."""
+        with self._making:
+            if self.fd < 0:
+                return
+            os.close(self.fd)
+            self.fd = -1
+            device, self._device = self._device, None
+        for mapped, view in ((self.map, self.view), *([device] if device else [])):
+            # A view in use: the mapping ends with it.
+            with contextlib.suppress(BufferError):
+                view.release()
+                mapped.close()
 
 
 class GuestMemory:
@@ -86,9 +119,14 @@ class GuestMemory:
         """Bytes in all regions together."""
         return sum(region.spec.length for region in self.regions)
 
-    def extents(self) -> Iterator[Extent]:
-        """The parts that were ever written, at the granularity of pages; all else reads as 0."""
+    def extents(self, only: int | None = None) -> Iterator[Extent]:
+        """The parts that were ever written, at the granularity of pages; all else reads as 0.
+
+        ``only``: those of one region.
+        """
         for index, region in enumerate(self.regions):
+            if only is not None and index != only:
+                continue
             offset = 0
             while offset < region.spec.length:
                 try:
@@ -111,8 +149,5 @@ class GuestMemory:
     def close(self) -> None:
         """Unmap and close; a second call does nothing. Views still held keep their mapping alive."""
         for region in self.regions:
-            region.view.release()
-            with contextlib.suppress(BufferError):  # a view in use: the mapping ends with it
-                region.map.close()
-            os.close(region.fd)
+            region.close()
         self.regions.clear()

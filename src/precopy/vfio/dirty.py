@@ -107,11 +107,8 @@ class DirtyBitmap:
 
     def add(self, intervals: Iterable[Interval]) -> None:
         """Set the bits of every page that holds a byte of one of the ``intervals``, some maybe empty."""
-        inside = [
-            (max(first, self.first), min(last, self.last))
-            for first, last in intervals
-            if first <= self.last and last >= self.first and first <= last
-        ]
+        cut = [(max(first, self.first), min(last, self.last)) for first, last in intervals]
+        inside = [each for each in cut if each[0] <= each[1]]
         if inside:
             ends = np.array(inside, dtype=np.uint64)
             self._set(ends[:, 0], ends[:, 1])
