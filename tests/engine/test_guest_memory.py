@@ -1,0 +1,32 @@
+"""A guest whose memory is written while it moves: every page is right where it arrives."""
+
+import pytest
+
+from precopy.engine.report import Report
+from precopy.engine.source import Options
+from precopy.engine.target import Received
+from precopy.guest import MemoryCheck, WorkloadGuest
+from tests.engine.rig import SOURCE, both, works
+
+PAGES = 4096
+
+
+@pytest.mark.parametrize("precopy", [True, False])
+def test_memory_that_is_written_arrives(precopy: bool) -> None:
+    with both(f"{SOURCE}&memory=16M&writes=20000&fill=75&zeros=10") as pair:
+        pair.move(Options(precopy=precopy))
+        assert isinstance(pair.at_target, Received), pair.at_target
+        assert isinstance(pair.at_source, Report)
+        there, here = pair.target.guest, pair.source.guest
+        assert isinstance(there, WorkloadGuest)
+        assert isinstance(here, WorkloadGuest)
+        # A quarter was never touched, and does not travel.
+        assert pair.at_source.memory_bytes >= 12 << 20
+        used = sum(extent.length for extent in there.memory.extents())
+        assert 12 << 20 <= used < 14 << 20
+        assert here.check_memory() == MemoryCheck(PAGES, 0, None)
+        assert there.check_memory() == MemoryCheck(PAGES, 0, None)
+        there.write(1000)
+        assert works(pair.target)
+        counts = there.counts()
+        assert (counts.memory_wrong, counts.memory_pages) == (0, PAGES)
