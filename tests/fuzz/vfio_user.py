@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -226,32 +227,15 @@ class Standing:
 
 
 class Target:
-    """A server in a process of its own."""
+    """A server in a process of its own, with nothing but what it opens itself."""
 
     def __init__(self, folder: str) -> None:
         self.path = f"{folder}/fuzzed"
-        ready, its_ready = os.pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            os.close(ready)
-            status = 1
-            try:
-                self._serve(its_ready)
-                status = 0
-            finally:
-                os._exit(status)
-        os.close(its_ready)
-        assert os.read(ready, 1) == b"r", "the server did not come up"
-        os.close(ready)
-
-    def _serve(self, ready: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        logging.disable(logging.CRITICAL)
-        opened = open_sim(DEVICE, served=True)
-        server = Server(opened.device, opened.face, self.path, negotiation=60.0)
-        os.write(ready, b"r")
-        os.close(ready)
-        server.serve()
+        command = [sys.executable, "-m", "tests.fuzz.vfio_user", "--serve", self.path]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n", "the server did not come up"
 
     def idle(self, most_fds: int = 0) -> Standing:
         """What it holds once its last client is gone: at most ``most_fds``, or as many as it is then."""
@@ -263,11 +247,21 @@ class Target:
             select.select([], [], [], 0.01)
 
     def alive(self) -> bool:
-        return os.waitpid(self.pid, os.WNOHANG) == (0, 0)
+        return self._process.poll() is None
 
     def end(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        with self._process:
+            self._process.kill()
+
+
+def serve(path: str) -> None:
+    """What the process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.disable(logging.CRITICAL)
+    opened = open_sim(DEVICE, served=True)
+    server = Server(opened.device, opened.face, path, negotiation=60.0)
+    print("ready", flush=True)
+    server.serve()
 
 
 class Fuzzer:
@@ -428,7 +422,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--serve", metavar="PATH", help="be the server")
     asked = parser.parse_args()
+    if asked.serve:
+        serve(asked.serve)
+        return 0
     result = fuzz(asked.messages, asked.seed)
     fuzzer = result.fuzzer
     print(

@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from precopy.pci.dma import DmaSpace
@@ -27,6 +27,8 @@ class FakeFace:
     log: list[tuple[object, ...]] = field(default_factory=list)
     raise_irq: RaiseIrq | None = None
     irqs: Sequence[int] = VECTORS
+    #: Called for every write, in the thread that makes it.
+    on_write: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
         self.fd = os.memfd_create("bar", os.MFD_CLOEXEC)
@@ -48,6 +50,8 @@ class FakeFace:
     def region_write(self, region: int, offset: int, data: bytes) -> None:
         self.log.append(("write", region, offset, data))
         self.bytes_of[region][offset : offset + len(data)] = data
+        if self.on_write is not None:
+            self.on_write()
 
     def connect_irqs(self, raise_irq: RaiseIrq | None) -> None:
         self.raise_irq = raise_irq

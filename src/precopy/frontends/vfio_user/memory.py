@@ -136,6 +136,9 @@ def shared(fd: int, size: int) -> memoryview:
         return memoryview(mmap.mmap(fd, size))
     except OSError as error:
         raise wrong(error.errno or errno.EINVAL, f"mapping the data area: {error}") from error
+    except ValueError as error:
+        # It became shorter before it was sealed.
+        raise wrong(errno.EINVAL, f"mapping the data area: {error}") from error
 
 
 def _keeps_its_size(fd: int) -> bool:

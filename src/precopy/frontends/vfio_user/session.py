@@ -133,6 +133,8 @@ class Session:
             self._conversation.close()
             if self._twin is not None:
                 self._twin.close()
+            # The client's memory goes with it, not when this is collected.
+            self._area = None
             log.info("%s: gone", self._name)
 
     def end(self) -> None:
