@@ -12,7 +12,9 @@ import pytest
 from precopy.vfio.device import VfioDevice
 from precopy.vfio.states import DeviceState, MigrationFlags, path
 from precopy.vfio_user.messages import (
+    AreaAccess,
     Command,
+    DataArea,
     DataPoll,
     DeviceFeature,
     DmaMap,
@@ -22,6 +24,7 @@ from precopy.vfio_user.messages import (
     PrecopyInfoMessage,
 )
 from tests.frontends.vfio_user.rig import RawClient, Served, opened_sim, served
+from tests.vfio_user.wires import open_fds
 
 E, S, R, SC, RES, RP, PC, PCP = DeviceState
 ALL = MigrationFlags(7)
@@ -332,6 +335,93 @@ def test_identity(sim: Served, vf: RawClient) -> None:
     assert (told["vendor_id"], told["device_id"]) == (0x15B3, 0x101E)
     assert frozenset(told["needs"]) == who.needs
     assert frozenset(told["offers"]) == who.offers
+
+
+# --- The data area --------------------------------------------------------------------------------
+
+AREA = 1 << 20
+
+
+def area_of(client: RawClient, size: int = AREA, flags: int = 0) -> tuple[int, str]:
+    """A memfd that was offered as data area, and the errno's name where it was refused."""
+    fd = os.memfd_create("area", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, AREA)
+    return fd, client.refused(Command.MIG_DATA_AREA, DataArea(16, flags, size), [fd])
+
+
+def test_a_state_goes_through_the_data_area(vf: RawClient) -> None:
+    whole = stream(vf)
+    go(vf, R)
+    fd, code = area_of(vf)
+    assert code == ""
+    with pytest.raises(PermissionError):
+        # A shorter file would kill the server.
+        os.ftruncate(fd, 0)
+    go(vf, RES)
+    os.pwrite(fd, whole, 4096)
+    assert vf.ask(Command.MIG_DATA_WRITE_AREA, AreaAccess(16, len(whole), 4096)) == ()
+    assert go(vf, SC) == SC
+    found = b""
+    while True:
+        try:
+            size = vf.ask(Command.MIG_DATA_READ_AREA, AreaAccess(16, 10_000, 99)).size
+        except BlockingIOError:
+            vf.ask(Command.MIG_DATA_POLL, DataPoll(12, select.POLLIN, 1000))
+            continue
+        if not size:
+            break
+        found += os.pread(fd, size, 99)
+    assert len(found) > 1 << 16
+    go(vf, RES)
+    write(vf, found)
+    assert go(vf, R) == R
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("size", "flags"), [(0, 0), (AREA + 1, 0), ((64 << 20) + 1, 0), ((1 << 64) - 1, 0), (AREA, 1)]
+)
+def test_areas_that_are_refused(vf: RawClient, size: int, flags: int) -> None:
+    fd, code = area_of(vf, size, flags)
+    assert code == "EINVAL"
+    os.close(fd)
+
+
+def test_an_area_is_a_memfd_that_keeps_its_size(vf: RawClient) -> None:
+    reads, writes = os.pipe()
+    bare = os.memfd_create("bare")
+    os.ftruncate(bare, AREA)
+    for fds in ([], [reads], [bare], [bare, bare]):
+        assert vf.refused(Command.MIG_DATA_AREA, DataArea(16, 0, AREA), fds) == "EINVAL"
+    for fd in (reads, writes, bare):
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("size", "offset"),
+    [(1, AREA), (AREA + 1, 0), (2, AREA - 1), (1, (1 << 64) - 1), (0xFFFF_FFFF, 0)],
+)
+def test_what_is_not_in_the_area(vf: RawClient, size: int, offset: int) -> None:
+    request = AreaAccess(16, size, offset)
+    for command in (Command.MIG_DATA_READ_AREA, Command.MIG_DATA_WRITE_AREA):
+        assert vf.refused(command, AreaAccess(16, 8, 0)) == "EINVAL"
+    fd, _ = area_of(vf)
+    go(vf, RES)
+    assert vf.refused(Command.MIG_DATA_WRITE_AREA, request) == "EINVAL"
+    vf.ask_raw(Command.DEVICE_RESET)
+    go(vf, SC)
+    assert vf.refused(Command.MIG_DATA_READ_AREA, request) == "EINVAL"
+    os.close(fd)
+
+
+def test_an_area_goes_with_its_client(sim: Served) -> None:
+    before = open_fds()
+    client = sim.client()
+    fd, code = area_of(client)
+    assert code == ""
+    os.close(fd)
+    sim.leave(client)
+    assert open_fds() == before
 
 
 # --- Dirty pages ----------------------------------------------------------------------------------
