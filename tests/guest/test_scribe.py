@@ -31,12 +31,15 @@ class Watched(Pages):
         if waiting is not None and writes >= waiting[0]:
             waiting[1].set()
 
-    def wait_for(self, more: int) -> None:
-        """Return once ``more`` writes have been made."""
+    def once(self, more: int) -> threading.Event:
+        """An event that is set once ``more`` writes have been made."""
         event, before = threading.Event(), self.writes
         assert before is not None
         self._waiting = before + more, event
-        assert event.wait(PATIENCE)
+        return event
+
+    def wait_for(self, more: int) -> None:
+        assert self.once(more).wait(PATIENCE)
 
 
 class Rested(GuestTime):
@@ -162,8 +165,9 @@ def test_a_pause_ends_its_rest(rig: Rig) -> None:
     scribe, pages = rig.scribe(FASTEST, own)
     before = time.monotonic()
     for _ in range(3):
+        written = pages.once(1)
         scribe.start()
-        pages.wait_for(1)
+        assert written.wait(PATIENCE)
         scribe.pause()
     assert time.monotonic() - before < 2.0
 
