@@ -46,7 +46,7 @@ class Vhca:
             generator = np.random.default_rng((self.config.seed, self.vhca_id))
             step = 1 << 22
             total = min(steering.slots * steering.slot_bytes, self.config.state_bytes)
-            block = generator.bytes(step)
+            block = generator.bytes(min(step, total))
             for offset in range(0, total, step):
                 length = min(step, total - offset)
                 view = steering.edit_bytes(offset, length)
