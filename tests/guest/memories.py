@@ -24,14 +24,14 @@ class Worked:
             self.pages.write(some)
             count -= some
 
-    def copy(self) -> "Worked":
-        """What a migration makes of it: only what was ever written is moved."""
+    def copy(self, *without: int) -> "Worked":
+        """What a migration makes of it: what was ever written is moved, but for pages ``without``."""
         made = Worked(self.config)
         for region, offset, length in self.memory.extents():
-            source = self.memory.regions[region].view
-            made.memory.regions[region].view[offset : offset + length] = source[
-                offset : offset + length
-            ]
+            mine, its = self.memory.regions[region].view, made.memory.regions[region].view
+            for at in range(offset, offset + length, PAGE):
+                if not region or at // PAGE not in without:
+                    its[at : at + PAGE] = mine[at : at + PAGE]
         return made
 
     def page(self, index: int) -> bytes:

@@ -147,6 +147,24 @@ def test_a_copy_that_is_old_as_a_whole() -> None:
         assert made.pages.check() == MemoryCheck(30, 1, 0)
 
 
+def test_a_page_that_never_came() -> None:
+    """Nothing is in its place, not even zeroes."""
+    with worked(12) as made:
+        made.write(30)
+        for index in range(12):
+            there = made.copy(index)
+            found = there.pages.check()
+            if index == 1:
+                # Without the table, nothing that is there is known.
+                assert found == MemoryCheck(12, 10, 2)
+            else:
+                assert found == MemoryCheck(12, 1, index)
+            there.close()
+        there = made.copy(*range(12))
+        assert there.pages.check() == MemoryCheck(12, 1, 0)
+        there.close()
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_as_many_as_are_wrong(count: int) -> None:
     with worked(1500) as made:
