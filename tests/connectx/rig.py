@@ -52,8 +52,8 @@ class Cqe:
 class PairRig:
     """Sending and receiving QP in loopback, the send buffer at ``mine``, the receive buffers behind."""
 
-    def __init__(self) -> None:
-        self.adapter = small_adapter()
+    def __init__(self, adapter: Adapter | None = None) -> None:
+        self.adapter = adapter or small_adapter()
         self.port = self.adapter.vfs[0]
         self.config = WorkloadConfig(pairs=1, active=1, size=256)
         self.memory = GuestMemory([self.config.region])
