@@ -50,6 +50,8 @@ class Traffic:
 
     def __init__(self, port: FunctionPort, config: WorkloadConfig, view: memoryview) -> None:
         self._port, self._config, self._view = port, config, view
+        control = control_of(view)
+        self._uar, self._mkey, self._eqn = control.uar, control.mkey, control.eqn
         self._names: list[tuple[int, int, int]] = [
             NAMES.unpack_from(view, layout.NAMES_AT + index * NAMES.size)
             for index in range(config.active)
@@ -102,20 +104,18 @@ class Traffic:
         """Receive entries for every message that may come next; slot n takes sequence number n."""
         config = self._config
         at = config.pair_at(index)
-        mkey = self._control().mkey
         while pair.receives < (1 << layout.LOG_RQ) and not pair.next_send:
-            pair = self._post_receive(config, index, at, pair, mkey)
+            pair = self._post_receive(index, at, pair)
         return pair
 
-    def _post_receive(
-        self, config: WorkloadConfig, index: int, at: int, pair: Pair, mkey: int
-    ) -> Pair:
+    def _post_receive(self, index: int, at: int, pair: Pair) -> Pair:
+        config = self._config
         number = pair.receives
         wqe.DATA_SEG.pack_into(
             self._view,
             at + layout.RECEIVE_QUEUE + (number % (1 << layout.LOG_RQ)) * wqe.DATA_SEG.size,
             config.slot_bytes,
-            mkey,
+            self._mkey,
             BASE + config.receive_slot(index, number),
         )
         pair = pair._replace(receives=(number + 1) & 0xFFFF)
@@ -128,7 +128,6 @@ class Traffic:
         pair = self._pair(index)
         if pair.dead or pair.under_way >= WINDOW:
             return False
-        control = self._control()
         at, sequence = config.pair_at(index), pair.next_send
         opcode = messages.operation(config, sequence)
         message = messages.build(config, index, sequence)
@@ -144,15 +143,15 @@ class Traffic:
             counter << 8 | opcode, qpn << 8 | ds, CtrlFlags.CQ_UPDATE, sequence & 0xFFFFFFFF
         )
         if rdma:
-            entry += wqe.RADDR_SEG.pack(BASE + its, control.mkey)
-        entry += wqe.DATA_SEG.pack(len(message), control.mkey, BASE + mine)
+            entry += wqe.RADDR_SEG.pack(BASE + its, self._mkey)
+        entry += wqe.DATA_SEG.pack(len(message), self._mkey, BASE + mine)
         slot = at + layout.SEND_QUEUE + 64 + (counter % (1 << layout.LOG_SQ)) * wqe.WQEBB_BYTES
         self._view[slot : slot + len(entry)] = entry
         posted = pair.posted + 1
         wqe.QP_DBR.pack_into(self._view, at + layout.SEND_DBR, 0, posted & 0xFFFF)
         self._put_pair(index, pair._replace(next_send=sequence + 1, posted=posted & 0xFFFFFFFF))
         self._count(Count.SENT)
-        self._port.ring(control.uar, wqe.UAR_SEND_DOORBELL, entry[:8])
+        self._port.ring(self._uar, wqe.UAR_SEND_DOORBELL, entry[:8])
         self._poll_cq(index)
         return True
 
@@ -181,8 +180,8 @@ class Traffic:
             elif kind != wqe.EventType.COMP:
                 self._count(Count.FAILED)
         self.set_control(eq_consumer=consumer)
-        word = (control.eqn << 24 | consumer).to_bytes(8, "big")
-        self._port.ring(control.uar, wqe.UAR_EQ_ARM, word)
+        word = (self._eqn << 24 | consumer).to_bytes(8, "big")
+        self._port.ring(self._uar, wqe.UAR_EQ_ARM, word)
         for index in sorted(told):
             self._poll_cq(index)
 
@@ -191,7 +190,6 @@ class Traffic:
         config = self._config
         at = config.pair_at(index)
         pair = self._pair(index)
-        mkey = self._control().mkey
         mask = (1 << layout.LOG_CQ) - 1
         took = False
         while True:
@@ -203,7 +201,7 @@ class Traffic:
             pair = pair._replace(cq_consumer=(pair.cq_consumer + 1) & 0xFFFFFF)
             pair = self._completion(index, pair, opcode, entry)
             if opcode in _RESPONSES:
-                pair = self._post_receive(config, index, at, pair, mkey)
+                pair = self._post_receive(index, at, pair)
             took = True
         if took:
             wqe.CQ_DBR.pack_into(self._view, at + layout.CQ_DBR, pair.cq_consumer, 0)
@@ -211,7 +209,7 @@ class Traffic:
         if pair.under_way and not pair.dead:
             cqn = self._names[index][2]
             word = pair.cq_consumer.to_bytes(4, "big") + cqn.to_bytes(4, "big")
-            self._port.ring(self._control().uar, wqe.UAR_CQ_DOORBELL, word)
+            self._port.ring(self._uar, wqe.UAR_CQ_DOORBELL, word)
 
     def _completion(self, index: int, pair: Pair, opcode: int, entry: int) -> Pair:
         """Take the completion at offset ``entry``: an error, a message that came, or one that went."""

@@ -43,7 +43,6 @@ class WorkloadGuest:
         self._running = False
         self._thread: threading.Thread | None = None
         self._config: WorkloadConfig | None = None
-        self._traffic: Traffic | None = None
         self._scribe: Scribe | None = None
         self._checked = _UNCHECKED
         self._closed = False
@@ -89,8 +88,12 @@ class WorkloadGuest:
     def _take_up(self) -> Traffic:
         """Read from the memory what does not change while the guest runs. RuntimeError, ValueError."""
         config = control_of(self._view).config()
-        if self._traffic is not None and config == self._config:
-            return self._traffic
+        if config != self._config:
+            self._change(config)
+        return Traffic(self._port, config, self._view)
+
+    def _change(self, config: WorkloadConfig) -> None:
+        """Be the guest of ``config`` from now on. RuntimeError where its memory is not that here."""
         regions = self._memory.regions
         if config.region != regions[0].spec:
             raise RuntimeError(
@@ -105,21 +108,24 @@ class WorkloadGuest:
             self._scribe = None
         if config.memory:
             self._scribe = Scribe(Pages(self._memory, last, config), config.writes, self._time)
-        self._config, self._traffic = config, Traffic(self._port, config, self._view)
-        return self._traffic
+        self._config = config
 
     def start(self) -> None:
         with self._cpu:
             if self._running:
                 return
             traffic = self._take_up()
+            assert self._config is not None
+            rate = self._config.rate
             if self._scribe is not None:
                 self._scribe.start()
             self._running = True
             # Interrupts may have come while nobody was there to hear them.
             self._events = True
             traffic.set_control(settling=0)
-        self._thread = threading.Thread(target=self._run, name="vcpu", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(traffic, rate), name="vcpu", daemon=True
+        )
         self._thread.start()
 
     def pause(self) -> None:
@@ -140,10 +146,7 @@ class WorkloadGuest:
         self._events = True
         self._wake.set()
 
-    def _run(self) -> None:
-        assert self._config is not None
-        assert self._traffic is not None
-        rate, traffic = self._config.rate, self._traffic
+    def _run(self, traffic: Traffic, rate: int) -> None:
         pace = Pace(rate, self._time.now(), counts_of(self._view)[Count.SENT])
         while self._running:
             with self._cpu:
@@ -224,6 +227,5 @@ class WorkloadGuest:
         self._port.disconnect_memory(self._memory)
         if self._scribe is not None:
             self._scribe.close()
-        self._traffic = None
         del self._view
         self._memory.close()
