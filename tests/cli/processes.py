@@ -165,7 +165,7 @@ class Pair:
         relay = self.relay(at, act, then)
         ended = [Ended.of(process) for process in (self.source, self.target)]
         relay.join()
-        assert relay.acted
+        assert relay.acted, ended
         return ended[0], ended[1]
 
     def relay(self, at: Point, act: Callable[["Pair"], object], then: Then) -> Relay:

@@ -13,14 +13,14 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from precopy.engine.channel import CONTROL, DATA, HEADER_BYTES
+from precopy.engine.channel import CONTROL, DATA, HEADER_BYTES, MEMORY
 
 SOURCE, TARGET = "source", "target"
 BEFORE, AFTER = "before", "after"
 
 
 class Frame(NamedTuple):
-    """One frame; ``kind`` is a message's kind, or ``data``."""
+    """One frame; ``kind`` is a message's kind, or ``data``, or ``memory``."""
 
     kind: str
     payload: bytes
@@ -63,9 +63,11 @@ def read_frame(wire: socket.socket) -> Frame:
     """The next frame. OSError at the end of the connection."""
     header = _exactly(wire, HEADER_BYTES)
     _, kind, _, length, _ = struct.unpack("<HBBIQ", header)
-    assert kind in (DATA, CONTROL)
+    assert kind in (DATA, MEMORY, CONTROL)
     payload = _exactly(wire, length)
-    return Frame("data" if kind == DATA else json.loads(payload)["kind"], payload, header)
+    names = {DATA: "data", MEMORY: "memory"}
+    name = names.get(kind) or json.loads(payload)["kind"]
+    return Frame(name, payload, header)
 
 
 class Relay:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from precopy.backends import open_device
 from precopy.engine import messages
-from precopy.engine.channel import DATA, Channel, ChannelError
+from precopy.engine.channel import DATA, MEMORY, Channel, ChannelError
 from precopy.engine.messages import Message
 from precopy.engine.outcome import MigrationError
 from precopy.engine.progress import Progress, silent
@@ -56,6 +56,10 @@ def bare(error: MigrationError) -> MigrationError:
     """``error`` without the frames that it came from, and without what they had mapped."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
+
+
+#: The message that closes a stream with its digest.
+_CLOSED_BY = {"end": DATA, "switch": MEMORY}
 
 
 class Both:
@@ -131,15 +135,19 @@ class Peer:
         if frame.kind == "data":
             self.channel.send_data(memoryview(frame.payload))
             return
-        if frame.kind in ("end", "switch"):
-            self.channel.end_sent()
+        if frame.kind == "memory":
+            self.channel.send_memory(memoryview(frame.payload))
+            return
+        if frame.kind in _CLOSED_BY:
+            self.channel.end_sent(_CLOSED_BY[frame.kind])
         self.channel.send_control(frame.payload)
 
     def _next(self) -> tuple[str, Message]:
         frame, payload = self.channel.receive()
-        kind, fields = ("data", {}) if frame == DATA else messages.decode(payload)
-        if kind in ("end", "switch"):
-            self.channel.end_received()
+        name = {DATA: "data", MEMORY: "memory"}.get(frame)
+        kind, fields = (name, {}) if name else messages.decode(payload)
+        if kind in _CLOSED_BY:
+            self.channel.end_received(_CLOSED_BY[kind])
         return kind, fields
 
     def hear(self, *kinds: str) -> tuple[str, Message]:
@@ -216,3 +224,7 @@ def control(kind: str, **fields: object) -> Frame:
 
 def data(payload: bytes) -> Frame:
     return Frame("data", payload)
+
+
+def memory(payload: bytes) -> Frame:
+    return Frame("memory", payload)

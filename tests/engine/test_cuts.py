@@ -32,7 +32,7 @@ CUTS = [
     (TARGET, "loaded", (KEPT, NOTHING), (KEPT, NOTHING)),
     (SOURCE, "final", (KEPT, NOTHING), (KEPT, NOTHING)),
     (SOURCE, "end", (KEPT, NOTHING), (KEPT, NOTHING)),
-    (SOURCE, "extent", (KEPT, NOTHING), (KEPT, NOTHING)),
+    (SOURCE, "pages", (KEPT, NOTHING), (KEPT, NOTHING)),
     (SOURCE, "switch", (KEPT, NOTHING), (KEPT, NOTHING)),
     # After: the source has the word that the target is ready, and can't send the right to run.
     (TARGET, "ready", (KEPT, NOTHING), (KEPT, NOTHING)),
@@ -92,7 +92,7 @@ CANCELS = [
     (Point(TARGET, "accept"), cancelled("nothing has changed")),
     (Point(SOURCE, "data"), cancelled("the device runs at the source")),
     (Point(SOURCE, "final"), cancelled("the device runs at the source")),
-    (Point(SOURCE, "extent"), cancelled("the device runs at the source")),
+    (Point(SOURCE, "pages"), cancelled("the device runs at the source")),
     (Point(TARGET, "ready"), cancelled("the device runs at the source")),
 ]
 

@@ -39,6 +39,7 @@ def conversation_with(conversation: list[Frame], stream: bytes) -> list[Frame]:
     closing = control("end", bytes=len(stream), digest=xxhash.xxh3_64_intdigest(stream))
     return [
         *conversation[:2],
+        *(frame for frame in conversation[2:end] if frame.kind in ("pages", "memory")),
         *map(data, pieces),
         control("final"),
         closing,

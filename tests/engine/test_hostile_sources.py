@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -13,16 +14,26 @@ from precopy.engine.messages import SCHEMAS
 from precopy.engine.outcome import Failed, MigrationError, Refused
 from precopy.engine.target import Received, TargetOptions
 from tests.engine.relay import Frame
-from tests.engine.rig import BLANK, Target, as_before, control, data, files, target, working_threads
+from tests.engine.rig import (
+    BLANK,
+    Target,
+    as_before,
+    control,
+    data,
+    files,
+    memory,
+    target,
+    working_threads,
+)
 
 #: One message of each kind, such as a peer could send.
 SAMPLES: dict[str, dict[str, object]] = {
-    "hello": {"program": "test", "versions": [1]},
+    "hello": {"program": "test", "versions": [2]},
     "accept": {"name": "", "driver": "", "firmware": "", "serial": ""},
     "refuse": {"reason": "no"},
     "loaded": {"bytes": 1, "seconds": 1},
     "end": {"bytes": 0, "digest": 0},
-    "extent": {"region": 99, "offset": 0, "length": 4096},
+    "pages": {"region": 99, "first": 0, "sent": "AQ==", "zero": ""},
     "switch": {"digest": 0},
     "final": {},
     "ready": {"load": 0, "memory": 0, "validate": 0},
@@ -170,46 +181,72 @@ def test_a_length_of_a_disk() -> None:
         failed(side, "claims 4294967295 bytes: too long")
 
 
-@pytest.mark.parametrize(
-    "extent",
-    [
-        {"region": 1, "offset": 0, "length": 4096},
-        {"region": 0, "offset": 0, "length": 1 << 40},
-        {"region": 0, "offset": 1 << 40, "length": 1},
-        {"region": 0, "offset": (1 << 64) - 1, "length": (1 << 64) - 1},
-        {"region": (1 << 64) - 1, "offset": 0, "length": 0},
-    ],
-)
-def test_an_extent_outside_the_memory(conversation: list[Frame], extent: dict[str, int]) -> None:
-    at = index_of(conversation, "extent")
+_ONE = "AQ=="
+
+WRONG_PAGES = [
+    ({"region": 1}, "pages of region 1; there are 1"),
+    ({"region": (1 << 64) - 1}, "there are 1"),
+    ({"first": 1 << 40}, "is beyond its end"),
+    ({"first": (1 << 64) - 1}, "is beyond its end"),
+    # The last page of a window that begins just before the end.
+    ({"first": "last", "sent": "gA=="}, "of region 0, which has"),
+    ({"first": "last", "sent": "", "zero": "gA=="}, "of region 0, which has"),
+    ({"sent": "?"}, "is no base64"),
+    ({"sent": "AB"}, "is no base64"),
+    ({"zero": "/" * 400}, "has 300 bytes, at most 256"),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), WRONG_PAGES)
+def test_pages_that_are_not_there(
+    conversation: list[Frame], fields: dict[str, object], reason: str
+) -> None:
+    at = index_of(conversation, "pages")
+    regions: Any = manifest_of(conversation)["memory"]
+    length = regions[0][1]
+    said: dict[str, object] = {"region": 0, "first": 0, "sent": _ONE, "zero": "", **fields}
+    if said["first"] == "last":
+        said["first"] = length // 4096 - 1
     with target() as side:
-        heard = side.take(
-            [*conversation[:at], control("extent", **extent), *conversation[at + 1 :]]
-        )
-        failed(side, "is outside guest memory")
-        assert "is outside guest memory" in heard["failed"]["reason"]
+        heard = side.take([*conversation[:at], control("pages", **said), *conversation[at + 1 :]])
+        failed(side, reason)
+        assert reason in heard["failed"]["reason"]
 
 
-def test_more_memory_than_its_extent(conversation: list[Frame]) -> None:
+def test_more_memory_than_was_announced(conversation: list[Frame]) -> None:
+    at = index_of(conversation, "switch")
+    with target() as side:
+        side.take([*conversation[:at], memory(bytes(4096))])
+        failed(side, "4096 bytes of guest memory, 0 pages are expected")
+
+
+def test_part_of_a_page(conversation: list[Frame]) -> None:
+    at = index_of(conversation, "pages")
+    with target() as side:
+        side.take([*conversation[: at + 1], memory(bytes(100))])
+        failed(side, "100 bytes of guest memory")
+
+
+def test_less_memory_than_was_announced(conversation: list[Frame]) -> None:
+    at = index_of(conversation, "pages")
+    pages = control("pages", region=0, first=0, sent="Aw==", zero="")
+    with target() as side:
+        side.take([*conversation[:at], pages, memory(bytes(4096)), *conversation[at:]])
+        failed(side, "pages though 1 pages are missing")
+
+
+def test_state_after_its_end(conversation: list[Frame]) -> None:
     at = index_of(conversation, "switch")
     with target() as side:
         side.take([*conversation[:at], data(b"x")])
-        failed(side, "1 bytes of guest memory, 0 are expected")
-
-
-def test_less_memory_than_its_extent(conversation: list[Frame]) -> None:
-    at = index_of(conversation, "extent")
-    extent = control("extent", region=0, offset=0, length=8192)
-    with target() as side:
-        side.take([*conversation[:at], extent, data(bytes(4096)), *conversation[at:]])
-        failed(side, "extent though 4096 bytes of guest memory are missing")
+        failed(side, "the device's state goes on after its end")
 
 
 def test_memory_without_a_guest(conversation: list[Frame]) -> None:
-    at = index_of(conversation, "extent")
+    at = index_of(conversation, "pages")
     bare = manifest_of(conversation) | {"guest": False, "memory": []}
     frames = [conversation[0], control("manifest", **bare), *conversation[2:]]
-    for more in (conversation[at], data(b"x")):
+    for more in (conversation[at], memory(bytes(4096))):
         with target() as side:
             side.take([*frames[:at], more])
             failed(side)
@@ -292,13 +329,13 @@ def test_no_version_in_common(conversation: list[Frame]) -> None:
     with target() as side:
         heard = side.take([control("hello", program="of\x1b[2J tomorrow", versions=[7, 8])])
         # What a peer calls itself is not given to a terminal as it is.
-        failed(side, "no common version: here [1], there [7, 8] (of?[2J tomorrow)")
+        failed(side, "no common version: here [2], there [7, 8] (of?[2J tomorrow)")
         assert "no common version" in heard["failed"]["reason"]
 
 
 def test_memory_in_which_no_guest_is(conversation: list[Frame]) -> None:
     """The device runs as soon as it is told to; a guest that can't is told, not a traceback."""
-    kept = [frame for frame in conversation if frame.kind != "extent"]
+    kept = [frame for frame in conversation if frame.kind not in ("pages", "memory")]
     end, switch = index_of(kept, "end"), index_of(kept, "switch")
     empty = [*kept[: end + 1], control("switch", digest=_DIGEST_OF_NOTHING), *kept[switch + 1 :]]
     with target() as side:

@@ -20,7 +20,7 @@ from tests.engine.test_hostile_sources import SAMPLES
 
 #: What a target says, in order, and what it has heard of the source before each.
 ANSWERS: list[tuple[str, dict[str, object], str]] = [
-    ("hello", {"program": "test", "versions": [1]}, "hello"),
+    ("hello", {"program": "test", "versions": [2]}, "hello"),
     ("accept", {"name": "fake", "driver": "", "firmware": "", "serial": ""}, "manifest"),
     ("loaded", {"bytes": 4 << 20, "seconds": 0.001}, "data"),
     ("ready", {"load": 0, "memory": 0, "validate": 0}, "switch"),

@@ -1,12 +1,13 @@
 """When a source switches over, pays for another round, or gives up."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from precopy.engine.policy import Decision, GiveUp, Measured, Policy, predicted_downtime
+from precopy.engine.policy import Decision, GiveUp, Measured, Pace, Policy, predicted_downtime
 
 MIB = 1 << 20
 AGAIN, SWITCH, GIVE_UP = Decision.ANOTHER_ROUND, Decision.SWITCH_OVER, Decision.GIVE_UP
@@ -98,14 +99,80 @@ def test_above_the_limit_only_after_all_attempts(
         assert gave_up
         assert policy.give_up is GiveUp.CANCEL
         assert not (within and all_sent)
+    elif decision is Decision.SLOW_DOWN:
+        assert gave_up
+        assert policy.give_up is GiveUp.SLOW
     else:
-        assert not gave_up
+        assert not gave_up or policy.give_up is GiveUp.KEEP
 
 
 @given(policies, measured, seconds, stalls)
 def test_it_comes_to_an_end(policy: Policy, now: Measured, elapsed: float, stalled: int) -> None:
-    """Whatever is measured, there is no round after the last."""
-    assert policy.decide(now, policy.max_rounds, elapsed, stalled, False) is not AGAIN
+    """Whatever is measured, there is no round after the last, unless the user wants it so."""
+    decision = policy.decide(now, policy.max_rounds, elapsed, stalled, False)
+    assert (decision is AGAIN) == (policy.give_up is GiveUp.KEEP)
+
+
+# --- Rounds ---------------------------------------------------------------------------------------
+
+#: 1 MB left after each round, a tenth of a second to move it, and an eleventh to write it anew.
+STUCK = Measured(0, 1e7, 0.0, 0.01, memory_bytes=1_000_000, dirty_rate=1.1e7)
+NEVER = Policy(downtime_limit=0.05, max_rounds=100, patience=3)
+
+
+def decisions(policy: Policy, *measured: Measured) -> tuple[Pace, list[Decision]]:
+    pace = Pace(policy)
+    pace.begin(0)
+    found = []
+    for now in measured:
+        found.append(pace.decide(now))
+        if found[-1] in (SWITCH, GIVE_UP):
+            break
+        pace.went(now.all_bytes)
+    return pace, found
+
+
+def test_rounds_that_bring_nothing_are_told_with_their_reason() -> None:
+    pace, found = decisions(NEVER, *[STUCK] * 10)
+    assert found == [AGAIN, AGAIN, AGAIN, SWITCH]
+    assert pace.notes(STUCK) == [
+        "switched over at a predicted downtime of 110 ms, over the limit of 50 ms:"
+        " memory is written at 10.5 MiB/s, 9.5 MiB/s can be moved"
+    ]
+
+
+def test_giving_up_says_why() -> None:
+    pace, found = decisions(replace(NEVER, give_up=GiveUp.CANCEL), *[STUCK] * 10)
+    assert found[-1] is GIVE_UP
+    assert pace.complaint(STUCK) == (
+        "the downtime would be 110 ms, over the limit of 50 ms, after 3 rounds:"
+        " memory is written at 10.5 MiB/s, 9.5 MiB/s can be moved"
+    )
+    slower = replace(STUCK, dirty_rate=1e6)
+    pace, _ = decisions(replace(NEVER, give_up=GiveUp.CANCEL), *[slower] * 10)
+    assert pace.complaint(slower).endswith("3 rounds in a row left no less than before")
+
+
+def test_a_guest_is_slowed_down_until_it_has_hardly_any_time() -> None:
+    pace, found = decisions(replace(NEVER, give_up=GiveUp.SLOW), *[STUCK] * 100)
+    assert found[:4] == [AGAIN, AGAIN, AGAIN, Decision.SLOW_DOWN]
+    assert found.count(Decision.SLOW_DOWN) == 7
+    assert found[-1] is SWITCH
+    assert pace.share == 0.01
+    assert pace.notes(STUCK)[-1] == "the guest was slowed down to 1% of its time"
+
+
+def test_a_guest_that_was_slowed_down_enough() -> None:
+    better = replace(STUCK, memory_bytes=100_000)
+    pace, found = decisions(replace(NEVER, give_up=GiveUp.SLOW), *[STUCK] * 4, better)
+    assert found == [AGAIN, AGAIN, AGAIN, Decision.SLOW_DOWN, SWITCH]
+    assert pace.share == 0.5
+    assert pace.notes(better) == ["the guest was slowed down to 50% of its time"]
+
+
+def test_keeping_on() -> None:
+    _, found = decisions(replace(NEVER, give_up=GiveUp.KEEP, max_rounds=1), *[STUCK] * 50)
+    assert found == [AGAIN] * 50
 
 
 @given(measured, st.integers(0, 1 << 50))

@@ -14,6 +14,7 @@ from precopy.cli.common import (
     memory_of,
     open_or_fail,
     progress_of,
+    size,
 )
 from precopy.cli.hold import hold
 from precopy.cli.receiver import Receiver
@@ -27,6 +28,7 @@ from precopy.engine.progress import Progress, Snapshot, safely
 from precopy.engine.report import Report
 from precopy.engine.source import Options
 from precopy.engine.source import migrate as move
+from precopy.memory.tracker import KINDS as TRACKERS
 from precopy.vfio.guest import Guest
 
 
@@ -62,7 +64,21 @@ from precopy.vfio.guest import Guest
     type=click.Choice([each.value for each in GiveUp]),
     default=GiveUp.SWITCH_OVER.value,
     show_default=True,
-    help="What to do when the limit can't be met.",
+    help="What to do when the limit can't be met: switch over all the same, cancel, slow the guest"
+    " down, or keep on.",
+)
+@click.option(
+    "--max-bandwidth",
+    type=size,
+    default="0",
+    help="Bytes a second to send at most, such as 100M.  [default: as fast as it goes]",
+)
+@click.option(
+    "--tracking",
+    type=click.Choice(["auto", *TRACKERS]),
+    default="auto",
+    show_default=True,
+    help="What tells which pages the guest writes.",
 )
 @click.option("--no-precopy", is_flag=True, help="Move everything while the device stands still.")
 @click.option("--compare", is_flag=True, help="Both ways, one after the other, side by side.")
@@ -104,6 +120,8 @@ def migrate(
     min_rounds: int,
     timeout: float,
     give_up: str,
+    max_bandwidth: int,
+    tracking: str,
     no_precopy: bool,
     compare: bool,
     wait: float,
@@ -132,6 +150,8 @@ def migrate(
             silence=silence,
             min_rounds=min_rounds,
             cancel=SignalEvent(),
+            max_bandwidth=float(max_bandwidth),
+            tracking=tracking,
         )
         reports.append(_once(source, target, options, wait, run_for, keep, progress))
     if as_json:

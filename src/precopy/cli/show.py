@@ -9,7 +9,7 @@ from rich.text import Text
 
 from precopy.cli.common import memory_of
 from precopy.engine.progress import Snapshot
-from precopy.engine.report import Image, Report, human
+from precopy.engine.report import Image, MemoryReport, Report, human
 
 #: Longer tables of images are told in short.
 _MOST_ROWS = 12
@@ -68,6 +68,34 @@ def _images(report: Report) -> Table:
     return table
 
 
+def _memory(memory: MemoryReport) -> Table:
+    table = Table(title="Guest memory", title_justify="left")
+    table.add_column("round")
+    table.add_column("pages moved", justify="right")
+    rounds = [(str(number), count) for number, count in enumerate(memory.rounds, 1)]
+    if rounds:
+        rounds[-1] = ("stopped", rounds[-1][1])
+    if len(rounds) > _MOST_ROWS:
+        between = rounds[1:-1]
+        whole = (f"2 to {len(between) + 1}", sum(count for _, count in between))
+        rounds = [rounds[0], whole, rounds[-1]]
+    for name, count in rounds:
+        table.add_row(name, human(count))
+    table.add_section()
+    table.add_row("sent", human(memory.sent_bytes))
+    table.add_row("zeroes", human(memory.zero_bytes))
+    return table
+
+
+def _memory_line(memory: MemoryReport) -> str:
+    if not memory.tracking:
+        return f"guest memory: {human(memory.size)}, moved while stopped"
+    return (
+        f"guest memory: {human(memory.size)}, what is written told by: {memory.tracking};"
+        f" written at {human(memory.dirty_rate)}/s"
+    )
+
+
 def _downtime(report: Report) -> Table:
     table = Table(title="Downtime", title_justify="left")
     table.add_column("stage")
@@ -97,8 +125,14 @@ def render(report: Report) -> Group:
             f" {seen.doubled} doubled, {seen.reordered} reordered, {seen.damaged} damaged,"
             f" {seen.failed} failed{memory_of(seen)}"
         )
+    memory = report.memory
+    if memory is not None:
+        lines.append(_memory_line(memory))
     lines += report.notes
-    return Group(_images(report), _downtime(report), Text("\n".join(lines)))
+    tables = [_images(report)]
+    if memory is not None and memory.tracking:
+        tables.append(_memory(memory))
+    return Group(*tables, _downtime(report), Text("\n".join(lines)))
 
 
 def show(report: Report, console: Console) -> None:

@@ -2,8 +2,9 @@
 
     magic u16 | kind u8 | 0 u8 | length u32 | checksum u64     (little-endian), then the payload
 
-A control frame's checksum is the xxh3 of its payload; a data frame's is the running xxh3 of its
-stream up to and with this frame, so that one pass over the bytes guards frame and order alike.
+A control frame's checksum is the xxh3 of its payload; that of a data frame, or of one with pages of
+guest memory, is the running xxh3 of its stream up to and with this frame, so that one pass over the
+bytes guards frame and order alike.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import math
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -27,6 +29,10 @@ MAX_DATA = 1 << 20
 
 DATA = 1
 CONTROL = 2
+MEMORY = 3
+
+#: What carries a stream: the device's state, and pages of guest memory.
+_STREAMS = (DATA, MEMORY)
 
 #: Whoever waits for a peer looks so often, in seconds, whether he is to stop.
 _SLICE = 0.1
@@ -77,8 +83,10 @@ class Channel:
         self._gather = _gatherer(wire)
         self._head = memoryview(bytearray(HEADER_BYTES))
         self._buffer = memoryview(bytearray(MAX_DATA))
-        self._sent = xxhash.xxh3_64()
-        self._received = xxhash.xxh3_64()
+        self._sent = {kind: xxhash.xxh3_64() for kind in _STREAMS}
+        self._received = {kind: xxhash.xxh3_64() for kind in _STREAMS}
+        self._pace = 0.0
+        self._due = 0.0
         self._read_limit = self._write_limit = math.inf
         #: A frame that did not leave whole: what would follow it means nothing.
         self._broken = False
@@ -97,6 +105,21 @@ class Channel:
         """How long a write may stand still before ChannelError; at first for ever."""
         self._write_limit = seconds
 
+    def limit_rate(self, rate: float) -> None:
+        """Send at most ``rate`` bytes a second from now on; 0: as fast as it goes."""
+        self._pace, self._due = rate, time.monotonic()
+
+    def _wait_for_turn(self, size: int) -> None:
+        """Until a frame of ``size`` bytes may go. Interrupted."""
+        now = time.monotonic()
+        while self._due > now:
+            if self.cancel.is_set():
+                raise Interrupted("interrupted")
+            time.sleep(min(self._due - now, _SLICE))
+            now = time.monotonic()
+        # Time in which nothing was to be sent is not made up for.
+        self._due = max(self._due, now - _SLICE) + size / self._pace
+
     @staticmethod
     def _broke(where: str, error: OSError | ValueError) -> Closed:
         reason = error.strerror if isinstance(error, OSError) else None
@@ -113,6 +136,8 @@ class Channel:
             parts = [memoryview(header), memoryview(payload)]
         if self._broken:
             raise Closed(f"the connection broke after byte {self.bytes_sent} sent")
+        if self._pace:
+            self._wait_for_turn(len(header) + len(payload))
         try:
             self._push(parts)
         except BaseException:
@@ -144,17 +169,25 @@ class Channel:
 
     def send_data(self, data: memoryview) -> None:
         """A piece of the stream, at most MAX_DATA bytes."""
-        self._sent.update(data)
-        self._send(DATA, data, self._sent.intdigest())
+        self._send_stream(DATA, data)
+
+    def send_memory(self, data: memoryview) -> None:
+        """Pages of guest memory, at most MAX_DATA bytes."""
+        self._send_stream(MEMORY, data)
+
+    def _send_stream(self, kind: int, data: memoryview) -> None:
+        digest = self._sent[kind]
+        digest.update(data)
+        self._send(kind, data, digest.intdigest())
 
     def send_control(self, payload: bytes) -> None:
         if len(payload) > MAX_CONTROL:
             raise ChannelError(f"a message of {len(payload)} bytes is too long")
         self._send(CONTROL, payload, xxhash.xxh3_64_intdigest(payload))
 
-    def end_sent(self) -> int:
-        """Digest of the stream sent so far; the next data frame begins a new one."""
-        digest, self._sent = self._sent.intdigest(), xxhash.xxh3_64()
+    def end_sent(self, kind: int = DATA) -> int:
+        """Digest of the stream sent so far; its next frame begins a new one."""
+        digest, self._sent[kind] = self._sent[kind].intdigest(), xxhash.xxh3_64()
         return digest
 
     # --- Receiving ----------------------------------------------------------------------------
@@ -182,32 +215,33 @@ class Channel:
         self.bytes_received += got
 
     def receive(self) -> tuple[int, memoryview]:
-        """The next frame: DATA or CONTROL, and its payload, valid until the next call."""
+        """The next frame: DATA, MEMORY or CONTROL, and its payload, valid until the next call."""
         start = self.bytes_received
         self._fill(self._head)
         magic, kind, zero, length, checksum = _HEADER.unpack(self._head)
-        if magic != MAGIC or zero or kind not in (DATA, CONTROL):
+        if magic != MAGIC or zero or kind not in (*_STREAMS, CONTROL):
             raise ChannelError(
                 f"no frame at byte {start}: the peer does not speak precopy's protocol"
             )
-        if length > (MAX_DATA if kind == DATA else MAX_CONTROL):
+        if length > (MAX_CONTROL if kind == CONTROL else MAX_DATA):
             raise ChannelError(f"frame at byte {start} claims {length} bytes: too long")
         if not length:
             raise ChannelError(f"frame at byte {start} is empty")
         payload = self._buffer[:length]
         self._fill(payload)
-        if kind == DATA:
-            self._received.update(payload)
-            digest = self._received.intdigest()
-        else:
+        if kind == CONTROL:
             digest = xxhash.xxh3_64_intdigest(payload)
+        else:
+            stream = self._received[kind]
+            stream.update(payload)
+            digest = stream.intdigest()
         if digest != checksum:
             raise ChannelError(f"frame at byte {start} is damaged (checksum)")
         return kind, payload
 
-    def end_received(self) -> int:
-        """Digest of the stream received so far; the next data frame begins a new one."""
-        digest, self._received = self._received.intdigest(), xxhash.xxh3_64()
+    def end_received(self, kind: int = DATA) -> int:
+        """Digest of the stream received so far; its next frame begins a new one."""
+        digest, self._received[kind] = self._received[kind].intdigest(), xxhash.xxh3_64()
         return digest
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from precopy.engine.channel import CONTROL, Channel, ChannelError
 
 #: Versions of the protocol that this program speaks.
-VERSIONS = (1,)
+VERSIONS = (2,)
 
 _MAX_TEXT = 4096
 _MAX_ITEMS = 4096
@@ -82,8 +82,9 @@ SCHEMAS: dict[str, dict[str, Check]] = {
     "loaded": {"bytes": _count, "seconds": _seconds},
     # Source to target: the device's stream is over; guest memory follows.
     "end": {"bytes": _count, "digest": _count},
-    # The next bytes of data belong to this extent of the guest's memory.
-    "extent": {"region": _count, "offset": _count, "length": _count},
+    # Pages of the guest's memory, counted from ``first``: those whose content follows in frames of
+    # their own, and those that are zeroes (masks, see ``engine.pages``).
+    "pages": {"region": _count, "first": _count, "sent": _text, "zero": _text},
     # All guest memory has been sent; and, before that, the device stands still from now on.
     "switch": {"digest": _count},
     "final": {},

@@ -22,6 +22,23 @@ class Image:
 
 
 @dataclass(slots=True)
+class MemoryReport:
+    """Guest memory: bytes, seconds, bytes a second."""
+
+    size: int = 0
+    #: Who tells what was written while it runs; empty: nobody, all of it was moved while stopped.
+    tracking: str = ""
+    #: Bytes of pages that each round had to move; the last one while everything stood still.
+    rounds: list[int] = field(default_factory=list)
+    #: Bytes of pages that were sent, and of those that were zeroes.
+    sent_bytes: int = 0
+    zero_bytes: int = 0
+    #: How fast pages were written in the last round before the switchover.
+    dirty_rate: float = 0.0
+    collect_seconds: float = 0.0
+
+
+@dataclass(slots=True)
 class Report:
     """Seconds and bytes. The stages of ``downtime`` follow each other and add up to it."""
 
@@ -32,6 +49,7 @@ class Report:
     images: list[Image] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     memory_bytes: int = 0
+    memory: MemoryReport | None = None
     total_seconds: float = 0.0
     bandwidth: float = 0.0
     predicted_downtime: float = 0.0

@@ -12,8 +12,16 @@ import time
 from dataclasses import dataclass, field
 
 from precopy.engine import manifest, messages
-from precopy.engine.channel import MAX_DATA, Channel, ChannelError, Closed, Interrupted
+from precopy.engine.channel import (
+    MAX_DATA,
+    MEMORY,
+    Channel,
+    ChannelError,
+    Closed,
+    Interrupted,
+)
 from precopy.engine.listener import Listener, TargetFailed
+from precopy.engine.memory import MemorySource
 from precopy.engine.outcome import (
     Cancelled,
     Failed,
@@ -23,7 +31,7 @@ from precopy.engine.outcome import (
     Stopped,
     reason_of,
 )
-from precopy.engine.policy import Decision, Measured, Policy, predicted_downtime
+from precopy.engine.policy import Decision, Measured, Pace, Policy, predicted_downtime
 from precopy.engine.progress import Progress, Snapshot, safely, silent
 from precopy.engine.report import Image, Report
 from precopy.vfio.device import MigrationFile, PrecopyInfo
@@ -40,6 +48,10 @@ class Options:
     policy: Policy = field(default_factory=Policy)
     silence: float = 30.0
     cancel: threading.Event = field(default_factory=threading.Event)
+    #: Bytes a second, at most; 0: as fast as it goes.
+    max_bandwidth: float = 0.0
+    #: Who tells what the guest writes (see ``precopy.memory``).
+    tracking: str = "auto"
     #: Middle images to ask for before the policy is asked, so that a short run shows some.
     min_rounds: int = 0
 
@@ -63,6 +75,14 @@ class _Source:
         self._sent, self._sending = 0, 0.0
         self._fixed = 0.0
         self._info = PrecopyInfo(0, 0)
+        #: Whether the device can be read while it runs.
+        self._live = options.precopy
+        self._memory: MemorySource | None = None
+        if self._guest is not None:
+            self._memory = MemorySource(
+                self._guest, self._device, channel, self._check, options.tracking
+            )
+        channel.limit_rate(options.max_bandwidth)
         self.report = Report(source=opened.device.name, precopy=options.precopy)
 
     # --- The run ------------------------------------------------------------------------------
@@ -73,7 +93,7 @@ class _Source:
             try:
                 self._tell("connecting")
                 self._greet()
-                if self.report.precopy:
+                if self._options.precopy:
                     self._read_ahead()
                 self._switch_over()
                 self._give_right()
@@ -81,12 +101,22 @@ class _Source:
                 raise self._undo(error) from error
             self._hand_over()
         finally:
+            if self._memory is not None:
+                self._memory.end()
             if self._file is not None:
                 self._file.close()
+        self._add_memory()
         self.report.total_seconds = time.monotonic() - began
         self.report.bandwidth = self._bandwidth()
         self.report.outcome = "moved; the device runs at the target"
         return self.report
+
+    def _add_memory(self) -> None:
+        memory = self._memory
+        if memory is not None:
+            self.report.memory = memory.report
+            self.report.memory_bytes = memory.report.sent_bytes
+            self.report.notes += memory.notes
 
     def _tell(self, phase: str) -> None:
         info = self._info
@@ -116,7 +146,7 @@ class _Source:
         messages.agree(self._wait("hello")[1])
         flags = self._device.migration_flags
         if self.report.precopy and not flags & MigrationFlags.PRE_COPY:
-            self.report.precopy = False
+            self.report.precopy = self._live = False
             self.report.notes.append("the device has no PRE_COPY: moved while stopped")
         began = time.monotonic()
         messages.send(channel, "manifest", **manifest.describe(self._opened, self.report.precopy))
@@ -139,63 +169,70 @@ class _Source:
     # --- While the device runs ----------------------------------------------------------------
 
     def _read_ahead(self) -> None:
-        device, options = self._device, self._options
-        if Feature.MIG_PRECOPY_INFO_V2 in device.features():
-            device.enable_precopy_info_v2()
-        self._tell("PRE_COPY")
-        self._touched = True
-        self._file = device.set_state(DeviceState.PRE_COPY)
-        began = time.monotonic()
-        rounds = stalled = 0
-        sent = self._drain(Image("initial"), "initial image")
-        target = before = 0
-        all_sent = False
-        middle = 0
+        """Move what there is while it runs, until the policy says to switch over."""
+        device, memory = self._device, self._memory
+        tracked = memory is not None and memory.begin()
+        if self._live:
+            if Feature.MIG_PRECOPY_INFO_V2 in device.features():
+                device.enable_precopy_info_v2()
+            self._tell("PRE_COPY")
+            self._touched = True
+            self._file = device.set_state(DeviceState.PRE_COPY)
+        elif not tracked:
+            return
+        pace = Pace(self._options.policy, self._options.min_rounds)
+        sent = self._drain(Image("initial"), "initial image") if self._live else 0
+        if memory is not None and tracked:
+            self._send_memory("guest memory")
+        pace.begin(sent)
         while True:
-            asked = time.monotonic()
-            self._info = info = self._require_file().precopy_info()
-            answer = time.monotonic() - asked
-            remaining = info.initial_bytes + info.dirty_bytes
-            if not middle:
-                target = before = remaining
-                # What is known as initial bytes has gone; what a chunk had no room for has not.
-                all_sent = remaining <= sent
-            now = Measured(
-                remaining + self._memory_bytes(),
-                self._bandwidth(),
-                self._target().load_rate,
-                self._fixed + answer,
-            )
-            predicted = predicted_downtime(now)
-            self.report.predicted_downtime = predicted
+            now = self._measure()
+            self.report.predicted_downtime = predicted_downtime(now)
             self._tell("middle images")
-            decision = options.policy.decide(
-                now, rounds, time.monotonic() - began, stalled, all_sent
-            )
-            if middle < options.min_rounds and decision is Decision.SWITCH_OVER:
-                decision = Decision.ANOTHER_ROUND
+            decision = pace.decide(now)
             if decision is Decision.GIVE_UP:
-                raise Cancelled(
-                    f"the downtime would be {predicted * 1e3:.0f} ms, over the limit of"
-                    f" {options.policy.downtime_limit * 1e3:.0f} ms, after {rounds} rounds"
-                )
+                raise Cancelled(pace.complaint(now))
             if decision is Decision.SWITCH_OVER:
                 break
-            middle += 1
-            got = self._drain(Image(f"middle {middle}"), "middle images")
-            # A round is over when as much has been sent as remained at its beginning.
-            target -= got
-            if target <= 0 or not got:
-                rounds += 1
-                all_sent = True
-                stalled = stalled + 1 if remaining >= before else 0
-                target = before = remaining
-        self.report.rounds = rounds
+            if decision is Decision.SLOW_DOWN and self._guest is not None:
+                self._guest.limit(pace.share)
+            got = 0
+            if self._live:
+                got += self._drain(Image(f"middle {pace.middle}"), "middle images")
+            if memory is not None and tracked:
+                got += self._send_memory("guest memory")
+            pace.went(got)
+        self.report.rounds = pace.rounds
+        self.report.notes += pace.notes(now)
 
-    def _memory_bytes(self) -> int:
-        if self._guest is None:
-            return 0
-        return sum(extent.length for extent in self._guest.memory.extents())
+    def _measure(self) -> Measured:
+        """What is left, by the device and by what has been written to memory, and how fast it goes."""
+        asked = time.monotonic()
+        if self._live:
+            self._info = self._require_file().precopy_info()
+        if self._memory is not None:
+            self._memory.collect()
+        answer = time.monotonic() - asked
+        memory = self._memory
+        return Measured(
+            remaining_bytes=self._info.initial_bytes + self._info.dirty_bytes,
+            bandwidth=self._bandwidth(),
+            load_rate=self._target().load_rate,
+            fixed=self._fixed + answer,
+            memory_bytes=memory.remaining_bytes if memory is not None else 0,
+            dirty_rate=memory.report.dirty_rate if memory is not None else 0.0,
+        )
+
+    def _send_memory(self, phase: str) -> int:
+        memory = self._memory
+        assert memory is not None
+        self._tell(phase)
+        before, seconds = self._channel.bytes_sent, memory.sending_seconds
+        moved = memory.send()
+        self._sent += self._channel.bytes_sent - before
+        self._sending += memory.sending_seconds - seconds
+        self._tell(phase)
+        return moved
 
     def _require_file(self) -> MigrationFile:
         assert self._file is not None
@@ -263,14 +300,18 @@ class _Source:
             self._file = file
         self._require_file().poll(timeout=None)
         stage("query and save")
+        if self._memory is not None:
+            self._memory.collect(stopped=True)
+            stage("dirty pages")
         messages.send(self._channel, "final")
         before = sum(image.bytes for image in self.report.images)
         final = self._drain(Image("final"), "final image")
         digest = self._channel.end_sent()
         self.report.digest = f"{digest:016x}"
         messages.send(self._channel, "end", bytes=before + final, digest=digest)
-        self._send_memory()
-        messages.send(self._channel, "switch", digest=self._channel.end_sent())
+        if self._memory is not None:
+            self._send_memory("guest memory, stopped")
+        messages.send(self._channel, "switch", digest=self._channel.end_sent(MEMORY))
         self._tell("waiting for the target")
         _, ready = self._wait("ready")
         taken = stage("transfer")
@@ -280,24 +321,6 @@ class _Source:
             taken -= part
             stages[name] = part
         self._stamp = stamp
-
-    def _send_memory(self) -> None:
-        if self._guest is None:
-            return
-        for extent in self._guest.memory.extents():
-            region = self._guest.memory.regions[extent.region]
-            messages.send(
-                self._channel,
-                "extent",
-                region=extent.region,
-                offset=extent.offset,
-                length=extent.length,
-            )
-            for at in range(extent.offset, extent.offset + extent.length, MAX_DATA):
-                self._check()
-                end = min(at + MAX_DATA, extent.offset + extent.length)
-                self._send_data(region.view[at:end])
-            self.report.memory_bytes += extent.length
 
     # --- The handover -------------------------------------------------------------------------
 
@@ -360,6 +383,8 @@ class _Source:
             return kind(f"{text}; nothing has changed, the device is where it was")
         try:
             self._device.set_state(DeviceState.RUNNING)
+            if self._guest is not None:
+                self._guest.limit(1.0)
             if self._paused and self._guest is not None:
                 self._guest.start()
                 self._paused = False

@@ -11,7 +11,14 @@ import time
 from dataclasses import dataclass, field
 
 from precopy.engine import manifest, messages
-from precopy.engine.channel import CONTROL, Channel, ChannelError, Interrupted
+from precopy.engine.channel import (
+    CONTROL,
+    DATA,
+    MEMORY,
+    Channel,
+    ChannelError,
+    Interrupted,
+)
 from precopy.engine.messages import Message
 from precopy.engine.outcome import (
     Cancelled,
@@ -21,6 +28,7 @@ from precopy.engine.outcome import (
     Stopped,
     reason_of,
 )
+from precopy.engine.pages import PageTarget
 from precopy.engine.progress import Progress, Snapshot, safely, silent
 from precopy.vfio.device import MigrationFile
 from precopy.vfio.guest import Guest, Opened
@@ -28,10 +36,10 @@ from precopy.vfio.states import DeviceState
 
 #: The messages of the stream, and what is being sent when each may come.
 _BEFORE = {
-    "final": "PRE_COPY",
-    "end": "final image",
-    "extent": "guest memory",
-    "switch": "guest memory",
+    "final": ("PRE_COPY",),
+    "end": ("final image",),
+    "pages": ("PRE_COPY", "guest memory"),
+    "switch": ("guest memory",),
 }
 
 #: Bytes of the device's stream after which the source is told how fast they were loaded.
@@ -71,6 +79,7 @@ class _Target:
         channel.limit_writes(options.silence)
         self._file: MigrationFile | None = None
         self._guest: Guest | None = None
+        self._memory: PageTarget | None = None
         self._bytes = 0
         self._told = 0
         self._load = 0.0
@@ -91,6 +100,8 @@ class _Target:
                 raise self._undo(error) from error
             return self._take_over()
         finally:
+            # Its views would keep the memory mapped for as long as an error's frames live.
+            self._memory = None
             if self._file is not None:
                 self._file.close()
 
@@ -149,7 +160,8 @@ class _Target:
     def _receive(self) -> None:
         """Everything up to ``switch``; device state is loaded, memory copied, as they come."""
         stage = "PRE_COPY"
-        left = at = region = 0
+        if self._guest is not None:
+            self._memory = PageTarget(self._guest.memory)
         while True:
             if self._options.cancel.is_set():
                 raise Interrupted("interrupted")
@@ -158,9 +170,9 @@ class _Target:
                 kind, fields = messages.decode(payload)
                 if kind == "abort":
                     raise Failed(f"the source gave up: {fields['reason']}")
-                if left:
-                    raise ChannelError(f"{kind} though {left} bytes of guest memory are missing")
-                if _BEFORE.get(kind) != stage:
+                if self._memory is not None and self._memory.missing:
+                    raise ChannelError(f"{kind} though {self._memory.missing} pages are missing")
+                if stage not in _BEFORE.get(kind, ()):
                     raise ChannelError(f"{kind} has no place in the {stage}")
                 if kind == "final":
                     self._final_load = self._load
@@ -169,21 +181,24 @@ class _Target:
                 elif kind == "end":
                     self._end(fields)
                     stage = "guest memory"
-                elif kind == "extent":
-                    region, at, left = self._extent(fields)
+                elif kind == "pages":
+                    if self._memory is None:
+                        raise ChannelError("pages of a guest that is not there")
+                    self._memory.announce(fields)
                 else:
-                    self._compare(fields["digest"], "guest memory")
+                    self._compare(fields["digest"], "guest memory", MEMORY)
                     return
+            elif frame == MEMORY:
+                if self._memory is None:
+                    raise ChannelError("guest memory, but there is no guest")
+                began = time.monotonic()
+                self._memory.take(payload)
+                if stage == "guest memory":
+                    self._memory_load += time.monotonic() - began
             elif stage != "guest memory":
                 self._load_piece(payload)
             else:
-                if len(payload) > left:
-                    raise ChannelError(f"{len(payload)} bytes of guest memory, {left} are expected")
-                began = time.monotonic()
-                assert self._guest is not None
-                self._guest.memory.regions[region].view[at : at + len(payload)] = payload
-                self._memory_load += time.monotonic() - began
-                at, left = at + len(payload), left - len(payload)
+                raise ChannelError("the device's state goes on after its end")
 
     def _load_piece(self, payload: memoryview) -> None:
         assert self._file is not None
@@ -204,21 +219,14 @@ class _Target:
             messages.send(self._channel, "loaded", bytes=self._bytes, seconds=self._load)
         self._tell("loading")
 
-    def _compare(self, digest: int, what: str) -> None:
-        if self._channel.end_received() != digest:
+    def _compare(self, digest: int, what: str, stream: int = DATA) -> None:
+        if self._channel.end_received(stream) != digest:
             raise ChannelError(f"the digest of {what} is not the source's")
 
     def _end(self, fields: Message) -> None:
         if fields["bytes"] != self._bytes:
             raise ChannelError(f"{self._bytes} of {fields['bytes']} bytes of the state have come")
         self._compare(fields["digest"], "the device's state")
-
-    def _extent(self, fields: Message) -> tuple[int, int, int]:
-        index, offset, length = fields["region"], fields["offset"], fields["length"]
-        regions = self._guest.memory.regions if self._guest is not None else []
-        if index >= len(regions) or offset + length > regions[index].spec.length:
-            raise ChannelError(f"extent {index}:{offset:#x}+{length:#x} is outside guest memory")
-        return index, offset, length
 
     # --- The handover -------------------------------------------------------------------------
 
