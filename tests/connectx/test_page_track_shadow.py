@@ -93,6 +93,15 @@ STEPS: dict[str, Callable[[PairRig, int, int, bool], None]] = {
 }
 
 
+def places(log_page: int) -> st.SearchStrategy[int]:
+    """Where a write begins or ends: at edges of pages and anywhere."""
+    pages = st.integers(TARGET >> log_page, END >> log_page)
+    edges = st.tuples(pages, st.integers(-1, 1)).map(lambda at: (at[0] << log_page) + at[1])
+    return st.one_of(edges, edges, st.integers(TARGET, END - 1)).map(
+        lambda at: min(max(at, TARGET), END - 1)
+    )
+
+
 @st.composite
 def scenes(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]], list[Step]]:
     """Page size as a power of two, ranges and windows in such pages, and steps."""
@@ -106,11 +115,17 @@ def scenes(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]], list[Step]]:
     for _ in range(draw(st.integers(1, 12))):
         what = draw(st.sampled_from([*STEPS, *list(STEPS)[:6], "report"]))
         if what == "report":
+            # Some that end inside of what was written last.
+            recent = [step for step in steps if step[0] != "report"][-1:]
             first = draw(st.integers(0, pages - 1))
-            steps.append((what, first, draw(st.integers(1, pages - first)), 0))
+            inside = draw(st.booleans())
+            if recent and inside:
+                first = recent[0][1] >> log_page
+            steps.append((what, first, draw(st.integers(1, min(pages - first, 3))), 0))
         else:
-            length = draw(st.one_of(st.integers(1, 300), st.integers(1, LONGEST)))
-            target = draw(st.integers(TARGET, END - length))
+            # Edges of pages are where a mark could be missed.
+            first, last = sorted(draw(st.tuples(places(log_page), places(log_page))))
+            target, length = first, min(last - first + 1, LONGEST)
             steps.append((what, target, length, draw(st.integers(0, 1))))
     return log_page, ranges, steps
 
