@@ -232,6 +232,16 @@ def test_a_report_clears_what_it_covers(way: Way) -> None:
     assert report(way.device) == set()
 
 
+def test_a_report_of_a_part_of_what_is_tracked_together(way: Way) -> None:
+    """R89: of a page that is larger than the window, the rest is kept."""
+    assert start(way.device, (0, ALL), page_size=4 * PAGE) == 4 * PAGE
+    write(way, 9)
+    assert report(way.device, 10, 1) == {0}
+    assert report(way.device, 10, 1) == set()
+    assert report(way.device) == {8, 9, 11}
+    assert report(way.device) == set()
+
+
 @pytest.mark.parametrize("tracked", [PAGE, 4 * PAGE, 16 * PAGE])
 @pytest.mark.parametrize("asked", [PAGE, 2 * PAGE, 4 * PAGE, 32 * PAGE, 256 * PAGE])
 def test_page_sizes_of_a_report(way: Way, tracked: int, asked: int) -> None:
