@@ -3,6 +3,7 @@
 import errno
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +31,37 @@ def test_untouched_memory_has_no_extents_and_reads_as_zeroes() -> None:
 def test_bad_regions_are_refused(specs: list[tuple[int, int]]) -> None:
     with pytest.raises(OSError, match="EINVAL"):
         GuestMemory([RegionSpec(*spec) for spec in specs])
+
+
+def test_the_devices_have_a_mapping_of_their_own_of_the_same_memory() -> None:
+    memory = GuestMemory([RegionSpec(0x10000, 4 * PAGE)])
+    region = memory.regions[0]
+    assert region.device_view is region.device_view
+    region.device_view[5:8] = b"dev"
+    region.view[PAGE : PAGE + 3] = b"cpu"
+    assert bytes(region.view[5:8]) == b"dev"
+    assert bytes(region.device_view[PAGE : PAGE + 3]) == b"cpu"
+    addresses = {
+        np.frombuffer(view, dtype=np.uint8).ctypes.data
+        for view in (region.view, region.device_view)
+    }
+    assert len(addresses) == 2
+    memory.close()
+    with pytest.raises(OSError, match="closed") as refused:
+        _ = region.device_view
+    assert refused.value.errno == errno.EBADF
+
+
+def test_memory_may_be_closed_while_views_are_held() -> None:
+    memory, space = GuestMemory([RegionSpec(0x10000, 4 * PAGE)]), DmaSpace()
+    space.map_guest(memory)
+    region = memory.regions[0]
+    held = region.view[:16], np.frombuffer(region.device_view, dtype=np.uint8)
+    space.write(0x10000, b"before")
+    memory.close()
+    memory.close()
+    space.write(0x10000 + 6, b" after")
+    assert bytes(held[0][:12]) == bytes(held[1][:12]) == b"before after"
 
 
 def test_dma_reaches_only_what_is_mapped_and_tells_of_writes() -> None:
