@@ -2,11 +2,11 @@
 
 ``server``
     the socket: who may connect, one client at a time
-``session``
-    one client's negotiation and commands
+``session``, ``commands``
+    one client: its course, and what it may ask
 ``offered``
     the device, and what outlives a client
-``memory``, ``interrupts``, ``migration``
+``memory``, ``client_memory``, ``interrupts``, ``migration``
     DMA to the client's memory, its eventfds, DEVICE_FEATURE and the data of the state
 ``quirks``
     where clients depart from the protocol

@@ -21,8 +21,9 @@ _ACTION = int(SetIrqsFlags.ACTION_MASK | SetIrqsFlags.ACTION_UNMASK | SetIrqsFla
 #: What each index can do, where the device has it.
 FLAGS: dict[IrqIndex, IrqFlags] = {
     IrqIndex.INTX: IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED,
-    IrqIndex.MSI: IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.NORESIZE,
-    IrqIndex.MSIX: IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.NORESIZE,
+    # Vectors can be added one by one, as the kernel allows for MSI-X since 6.5.
+    IrqIndex.MSI: IrqFlags.EVENTFD | IrqFlags.MASKABLE,
+    IrqIndex.MSIX: IrqFlags.EVENTFD | IrqFlags.MASKABLE,
     IrqIndex.ERR: IrqFlags.EVENTFD | IrqFlags.NORESIZE,
     IrqIndex.REQ: IrqFlags.EVENTFD | IrqFlags.NORESIZE,
 }
