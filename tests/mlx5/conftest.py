@@ -60,11 +60,13 @@ class Rig:
             assert not self.firmware.pds
 
 
-def new_rig(**options: object) -> Rig:
-    """A VF on a firmware with ``options``; the test closes it."""
+def new_rig(*, ahead: bool = True, **options: object) -> Rig:
+    """A VF on a firmware with ``options``, and a driver that allocates ahead; the test closes it."""
     firmware = FakeFirmware(**options)  # type: ignore[arg-type]
     worker, resets = StepWorker(), list[None]()
-    device = Mlx5VfioDevice(firmware, 0, name="vf", flr=lambda: resets.append(None), worker=worker)
+    device = Mlx5VfioDevice(
+        firmware, 0, name="vf", flr=lambda: resets.append(None), worker=worker, ahead=ahead
+    )
     firmware.take_log()
     return Rig(firmware, worker, device, resets)
 

@@ -124,6 +124,43 @@ def test_the_buffer_is_made_once_for_the_size_announced(make_rig: MakeRig) -> No
     assert rig.firmware.take_log() == ["CREATE_MKEY 5", "LOAD 10", "LOAD 20480", "LOAD 1"]
 
 
+#: The last image of a session is larger than any before it.
+GROWS = size_record(5 * 4096) + record(b"a" * 10) + record(b"b" * 9000) + record(b"c" * 5 * 4096)
+
+
+def test_room_for_a_final_image_that_is_larger_is_there_before_it_comes(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    file = resuming(rig)
+    final = len(GROWS) - len(record(b"c" * 5 * 4096))
+    feed(file, GROWS[:final])
+    assert rig.firmware.take_log() == ["CREATE_MKEY 5", "LOAD 10", "LOAD 9000"]
+    # While the device stands still: nothing but the load.
+    feed(file, GROWS[final:])
+    assert rig.firmware.take_log() == ["LOAD 20480"]
+
+
+def test_without_room_made_ahead_it_is_made_as_images_come(make_rig: MakeRig) -> None:
+    rig = make_rig(ahead=False)
+    file = resuming(rig)
+    final = len(GROWS) - len(record(b"c" * 5 * 4096))
+    feed(file, GROWS[:final])
+    assert rig.firmware.take_log() == [
+        *("CREATE_MKEY 1", "LOAD 10", "DESTROY_MKEY 1"),
+        *("CREATE_MKEY 3", "LOAD 9000"),
+    ]
+    feed(file, GROWS[final:])
+    assert rig.firmware.take_log() == ["DESTROY_MKEY 3", "CREATE_MKEY 5", "LOAD 20480"]
+    rig.device.set_state(DeviceState.STOP)
+    assert [len(image) for image in rig.firmware.loaded] == [10, 9000, 20480]
+
+
+def test_a_size_record_is_checked_also_where_it_is_not_used(make_rig: MakeRig) -> None:
+    rig = make_rig(ahead=False)
+    file = resuming(rig)
+    with pytest.raises(OSError, match="has only 7 bytes"):
+        feed(file, record(b"1234567", flags=1, tag=1))
+
+
 def test_a_larger_image_gets_a_larger_buffer_in_place_of_the_old(make_rig: MakeRig) -> None:
     rig = make_rig()
     file = resuming(rig)

@@ -11,15 +11,20 @@ from precopy.guest.bringup import BringUpError
 from precopy.guest.options import GUEST, workload_of
 from precopy.mlx5 import Mlx5VfioDevice
 from precopy.mlx5_abi.records import RecordCounter
-from precopy.options import Option, OptionError
+from precopy.options import Option, OptionError, switch
 from precopy.pci.memory import RegionSpec
 from precopy.vfio.function_face import FunctionFace
 from precopy.vfio.guest import Guest, Opened
 
 PREFIX = "sim:"
 
+#: Options of the driver on the card.
+DRIVER: dict[str, Option] = {
+    "ahead": Option(switch, "1", "0: a target makes no room for the final image before that comes"),
+}
+
 #: Everything that may stand behind ``sim:mlx5?``.
-PARAMETERS: dict[str, Option] = {**GUEST, **card.CARD}
+PARAMETERS: dict[str, Option] = {**GUEST, **DRIVER, **card.CARD}
 
 
 def parse(name: str) -> dict[str, object]:
@@ -45,7 +50,7 @@ def open_sim(name: str, *, target: bool = False, served: bool = False) -> Opened
     kind = card.config(found, blank=target, spare_room=served)
     adapter = Adapter(kind, faults=card.faults(found))
     port = adapter.vfs[0]
-    device = SimDevice(adapter, name)
+    device = SimDevice(adapter, name, ahead=bool(found["ahead"]))
     opened = Opened(device, count_records=RecordCounter)
     if served:
         opened.face = FunctionFace(adapter.assigned_vf(0), flr=device.reset, barrier=port.vhca.lock)
@@ -68,7 +73,7 @@ def open_sim(name: str, *, target: bool = False, served: bool = False) -> Opened
 class SimDevice(Mlx5VfioDevice):
     """The VF, with the card that it is on: both are closed together."""
 
-    def __init__(self, adapter: Adapter, name: str) -> None:
+    def __init__(self, adapter: Adapter, name: str, *, ahead: bool = True) -> None:
         config = adapter.config
         super().__init__(
             adapter.pf,
@@ -77,6 +82,7 @@ class SimDevice(Mlx5VfioDevice):
             flr=lambda: adapter.flr(0),
             firmware=config.firmware,
             serial=config.serial,
+            ahead=ahead,
         )
         self.adapter = adapter
 

@@ -66,7 +66,8 @@ class Mlx5VfioDevice(VfioDevice):
     """VF ``vf_index`` (from 0) of the adapter whose PF answers on ``port``.
 
     ``flr`` resets the VF itself. ``firmware`` and ``serial`` are told in :attr:`identity`.
-    ``worker`` starts the later chunks of a final state; by default a thread of its own.
+    ``worker`` starts the later chunks of a final state; by default a thread of its own. ``ahead``:
+    a target makes room for the final image before that comes (:class:`ResumingFile`).
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class Mlx5VfioDevice(VfioDevice):
         firmware: str = "",
         serial: str = "",
         worker: Worker | None = None,
+        ahead: bool = True,
     ) -> None:
         self._name = name
         self._flr = flr
         self._firmware = firmware
         self._serial = serial
         self._commands = Commands(port)
+        self._ahead = ahead
         self._vf_index = vf_index
         self._worker: Worker = worker or ThreadPoolExecutor(1, thread_name_prefix="mlx5vf_wq")
         self._lock = threading.RLock()
@@ -304,7 +307,9 @@ class Mlx5VfioDevice(VfioDevice):
         self._end_sessions()
 
     def _begin_resuming(self) -> MigrationFile:
-        self._resuming = ResumingFile(self._commands, self.caps.vhca_id, self._state_lock)
+        self._resuming = ResumingFile(
+            self._commands, self.caps.vhca_id, self._state_lock, ahead=self._ahead
+        )
         return self._resuming
 
     def _finish_resuming(self) -> None:

@@ -42,6 +42,11 @@ class ResumingFile(MigrationFile):
 
     Any error is sticky: the file is dead, every later write raises ENODEV. ``state_lock`` is the
     driver's; it is held during a write, as each image is loaded from there.
+
+    ``ahead``: once the source has announced the size of its final state (STOP_COPY_SIZE), the next
+    image gets a buffer with room for that too, so that none has to be made while the device stands
+    still (stop_copy_prep_size in drivers/vfio/pci/mlx5/main.c, Linux 6.2). Without it a buffer is
+    made for an image that finds none large enough.
     """
 
     def __init__(
@@ -49,10 +54,13 @@ class ResumingFile(MigrationFile):
         commands: Commands,
         vhca_id: int,
         state_lock: Callable[[], AbstractContextManager[object]],
+        *,
+        ahead: bool = True,
     ) -> None:
         self._commands = commands
         self._vhca_id = vhca_id
         self._state_lock = state_lock
+        self._ahead = ahead
         self._pool = BufferPool(commands)
         self._dead = False
         self._closed = False
@@ -153,7 +161,7 @@ class ResumingFile(MigrationFile):
         self._filled += taken
         self._position += taken
         if self._filled == self._record.size:
-            if self._record.tag == Tag.STOP_COPY_SIZE:
+            if self._record.tag == Tag.STOP_COPY_SIZE and self._ahead:
                 (announced,) = STOP_COPY_SIZE_DATA.unpack(self._data)
                 self._announced = min(announced, MAX_IMAGE_SIZE)
             self._state = LoadState.READ_HEADER
