@@ -66,7 +66,7 @@ class Conversation:
 
     def __init__(self, connected: socket.socket, most_bytes: int) -> None:
         self._socket = connected
-        _enlarge(connected)
+        enlarge(connected)
         self._receiver = Receiver(connected, most_bytes, self._into)
         # The condition's lock by itself is cheaper to take.
         self._lock = threading.Lock()
@@ -329,7 +329,7 @@ class Conversation:
         self._socket.close()
 
 
-def _enlarge(connected: socket.socket) -> None:
+def enlarge(connected: socket.socket) -> None:
     """As much room to send as is allowed."""
     for option in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):
         with contextlib.suppress(OSError):
