@@ -60,8 +60,9 @@ class Rig:
             assert not self.firmware.pds
 
 
-def new_rig(*, ahead: bool = True, **options: object) -> Rig:
-    """A VF on a firmware with ``options``, and a driver that allocates ahead; the test closes it."""
+def new_rig(**options: object) -> Rig:
+    """A VF on a firmware with ``options`` (``ahead``: the driver's); the test closes it."""
+    ahead = bool(options.pop("ahead", True))
     firmware = FakeFirmware(**options)  # type: ignore[arg-type]
     worker, resets = StepWorker(), list[None]()
     device = Mlx5VfioDevice(

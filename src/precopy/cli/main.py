@@ -9,6 +9,7 @@ import click
 #: command is wanted: in a lab kernel most of a command's time would go into importing the others.
 COMMANDS = {
     "devices": "precopy.cli.devices",
+    "experiment": "precopy.cli.experiment",
     "lab": "precopy.cli.lab",
     "migrate": "precopy.cli.migrate",
     "receive": "precopy.cli.receive",
