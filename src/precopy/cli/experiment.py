@@ -122,7 +122,7 @@ def downtime(sizes: tuple[int, ...] | None, runs: int, quick: bool, **output: An
     help="Percent of the bandwidth that is written.",
 )
 @click.option("--max-bandwidth", type=_some_bytes, help="Bytes a second.  [default: 64M]")
-@click.option("--memory", type=_some_bytes, help="Bytes of guest memory.  [default: 64M]")
+@click.option("--memory", type=_some_bytes, help="Bytes of guest memory.  [default: 48M]")
 def converge(
     loads: tuple[float, ...] | None,
     max_bandwidth: int | None,

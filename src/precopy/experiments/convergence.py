@@ -43,7 +43,7 @@ class Settings:
     ``others``: points beside those of ``loads``, which show what sets the number of rounds.
     """
 
-    memory: int = 64 * _MIB
+    memory: int = 48 * _MIB
     bandwidth: int = 64 * _MIB
     loads: tuple[float, ...] = (6.25, 25, 50, 75, 87.5, 93.75, 100, 112.5, 120)
     limit: float = 50.0
@@ -55,7 +55,7 @@ class Settings:
     )
     max_rounds: int = 200
     #: Seconds after which a migration is given up.
-    timeout: float = 15.0
+    timeout: float = 8.0
     runs: int = 5
 
     def quick(self) -> Self:

@@ -1,0 +1,132 @@
+"""``precopy experiment``: options, errors, and small ones to their end."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from click.testing import Result as Ended
+
+from precopy.cli import experiment
+from precopy.cli.main import main
+from precopy.engine.outcome import ExitStatus
+from precopy.experiments.moves import ExperimentError, Move, Moved
+from tests.experiments.fakes import AsPredicted, report
+
+
+def run(*arguments: str) -> Ended:
+    return CliRunner().invoke(main, ["experiment", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("nonsense",), "No such command 'nonsense'"),
+        (("downtime", "--sizes", "1K"), "write whole MiB"),
+        (("downtime", "--sizes", "much"), "is no size"),
+        (("downtime", "--runs", "0"), "--runs"),
+        (("queues", "--pairs", "1,131073"), "with commas between"),
+        (("queues", "--pairs", "x"), "with commas between"),
+        (("convergence", "--loads", "0"), "with commas between"),
+        (("convergence", "--loads", "nan"), "with commas between"),
+        (("convergence", "--plot", "curve.gif"), "a plot ends in .svg or .png"),
+    ],
+)
+def test_what_a_user_may_get_wrong(arguments: tuple[str, ...], text: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == ExitStatus.USAGE
+    assert text in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_plot_without_matplotlib_is_one_line_and_no_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+    moves = AsPredicted()
+    monkeypatch.setattr(experiment, "move", moves)
+    done = run("convergence", "--plot", str(tmp_path / "curve.svg"))
+    assert done.exit_code == ExitStatus.FAILED
+    assert done.output == (
+        "precopy: --plot needs matplotlib, which is not installed: pip install 'precopy[plot]'\n"
+    )
+    assert not moves.moves
+
+
+@pytest.mark.parametrize("status", [ExitStatus.GUEST_FAULTS, ExitStatus.REFUSED])
+def test_a_migration_that_fails_ends_it_with_its_status(
+    monkeypatch: pytest.MonkeyPatch, status: ExitStatus
+) -> None:
+    def fails(move: Move) -> Moved:
+        raise ExperimentError("it failed", status)
+
+    monkeypatch.setattr(experiment, "move", fails)
+    done = run("queues", "--quick")
+    assert done.exit_code == status
+    assert done.output.splitlines()[-1] == "precopy: it failed"
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(move: Move) -> Moved:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "move", interrupted)
+    done = run("downtime")
+    assert done.exit_code == ExitStatus.CANCELLED
+    assert done.output.splitlines()[-1] == "precopy: experiment: interrupted"
+
+
+def test_a_plot_and_the_same_plot_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(experiment, "move", AsPredicted())
+    paths = [tmp_path / name for name in ("one.svg", "two.svg", "three.png")]
+    for path in paths:
+        done = run("convergence", "--loads", "25,50", "--runs", "1", "--plot", str(path))
+        assert done.exit_code == 0, done.output
+    one, two, three = (path.read_bytes() for path in paths)
+    assert one == two
+    assert b"saturating, predicted" in one
+    assert three.startswith(b"\x89PNG")
+
+
+def test_a_plot_that_can_not_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "move", lambda move: Moved(report()))
+    done = run("downtime", "--sizes", "1M", "--plot", "/nonexistent/curve.svg")
+    assert done.exit_code == ExitStatus.FAILED
+    assert (
+        done.output.splitlines()[-1] == "precopy: /nonexistent/curve.svg: No such file or directory"
+    )
+
+
+def test_tables_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "move", AsPredicted())
+    done = run("convergence", "--quick")
+    assert done.exit_code == 0
+    for text in ("rounds, geometric", "never", "published", "cliff", "cores"):
+        assert text in done.stdout
+    assert "experiment: 8 of 8" in done.stderr
+
+
+def test_downtime_to_its_end() -> None:
+    done = run("downtime", "--sizes", "1M", "--runs", "1", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["machine"]["command"].startswith("precopy ")
+    (row,) = found["tables"][0]["rows"]
+    assert row["state"] == 1
+    for name in ("stopped", "precopy"):
+        assert row[name]["median"] > 0
+    assert [each["guest"]["faults"] for each in found["runs"]] == [0, 0]
+    assert "--no-precopy" in found["runs"][0]["arguments"]
+
+
+def test_convergence_to_its_end() -> None:
+    arguments = ("--loads", "400", "--memory", "2M", "--max-bandwidth", "8M", "--runs", "1")
+    done = run("convergence", *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    (row,) = found["tables"][0]["rows"]
+    assert row["saturating"] == "never"
+    assert row["gave_up"] == 1
+    assert found["runs"][0]["gave_up"]["predicted_downtime"] > 0.05
