@@ -27,12 +27,17 @@ class Frame(NamedTuple):
     header: bytes = b""
 
 
+#: In place of a kind: whatever it is.
+ANY = "frame"
+
+
 class Point(NamedTuple):
-    """The first frame of ``kind`` that ``sender`` sends, before or after it is forwarded."""
+    """The ``nth`` frame of ``kind`` that ``sender`` sends, before or after it is forwarded."""
 
     sender: str
     kind: str
     when: str = BEFORE
+    nth: int = 1
 
     def __str__(self) -> str:
         return f"{self.when} the {self.sender}'s {self.kind}"
@@ -85,6 +90,7 @@ class Relay:
         self._at, self._act, self._then = at, act, then
         self._lock = threading.Lock()
         self._cut = False
+        self._seen = 0
         #: Whether the point has been reached.
         self.acted = False
         #: What each has said, and the other has been given.
@@ -110,8 +116,15 @@ class Relay:
             with contextlib.suppress(OSError):
                 self._wires[wire].shutdown(how)
 
+    def _is_here(self, sender: str, frame: Frame) -> bool:
+        at = self._at
+        if at is None or at.sender != sender or at.kind not in (frame.kind, ANY):
+            return False
+        self._seen += 1
+        return self._seen == at.nth
+
     def _pass(self, sender: str, receiver: str, frame: Frame, lost: bool) -> bool:
-        here = not self.acted and self._at is not None and self._at[:2] == (sender, frame.kind)
+        here = not self.acted and self._is_here(sender, frame)
         if here and self._at is not None and self._at.when == BEFORE:
             self._arrive()
             lost = self._then is Then.LOSE

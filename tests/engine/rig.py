@@ -62,14 +62,23 @@ def bare(error: MigrationError) -> MigrationError:
 _CLOSED_BY = {"end": DATA, "switch": MEMORY}
 
 
-class Both:
-    """A source and a target that were opened; :meth:`move` tells how it ends on either side."""
+def started(name: str) -> Opened:
+    """A device with its guest at work."""
+    opened = open_device(name)
+    assert opened.guest is not None
+    opened.guest.start()
+    return opened
 
-    def __init__(self, source: str = SOURCE, target: str = BLANK) -> None:
-        self.source = open_device(source)
+
+class Both:
+    """A source and a target that were opened; :meth:`move` tells how it ends on either side.
+
+    A source that is there already works.
+    """
+
+    def __init__(self, source: str | Opened = SOURCE, target: str = BLANK) -> None:
+        self.source = started(source) if isinstance(source, str) else source
         self.target = open_device(target, target=True)
-        assert self.source.guest is not None
-        self.source.guest.start()
         self.at_source: Report | MigrationError | None = None
         self.at_target: Received | MigrationError | None = None
 

@@ -319,3 +319,33 @@ def test_softdirty_needs_writers_that_can_be_held_still() -> None:
 
 def test_the_kinds_are_in_order() -> None:
     assert list(KINDS) == ["userfaultfd", "softdirty", "checksums"]
+
+
+@every_kind
+@given(script=st.lists(st.sampled_from(["write 0", "write 1", "write 2", "collect", "copy"])))
+def test_a_copy_of_the_pages_that_are_told_is_right_in_the_end(
+    kind: str, sees_devices: bool, script: list[str]
+) -> None:
+    """Whatever goes to and fro between the looks and the copies; two pages of as many blocks."""
+    memory = GuestMemory(SPECS)
+    view, pages = memory.regions[1].view, np.array([511, 512])
+    rows = np.frombuffer(view[:], dtype=np.uint8).reshape(-1, PAGE_SIZE)
+    tracker = tracker_for(memory, kind)
+    tracker.start()
+    copy = rows[pages].copy()
+    told: set[int] = set()
+    for step in [*script, "collect", "copy"]:
+        if step == "collect":
+            told |= collected(tracker, memory, 1)
+        elif step == "copy":
+            some = np.array(sorted(told), dtype=np.int64)
+            content = rows[some]
+            tracker.copied(1, some, content)
+            copy[np.searchsorted(pages, some)] = content
+            told = set()
+        else:
+            rows[pages] = int(step[-1])
+    assert np.array_equal(copy, rows[pages])
+    del rows
+    tracker.stop()
+    memory.close()

@@ -6,6 +6,8 @@ again as they were written, and the last of them while guest and device stand st
 """
 
 import contextlib
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -28,7 +30,10 @@ _WINDOW_BYTES = pages.WINDOW // 8
 
 
 class MemorySource:
-    """The memory of ``guest`` on ``device``; ``check`` is called between pieces and may raise."""
+    """The memory of ``guest`` on ``device``; ``check`` is called between pieces and may raise.
+
+    ``log_page_size``: the hint for the device's DMA log, bytes; a device may choose another.
+    """
 
     def __init__(
         self,
@@ -37,10 +42,11 @@ class MemorySource:
         channel: Channel,
         check: Callable[[], object],
         tracking: str = "auto",
+        log_page_size: int = PAGE_SIZE,
     ) -> None:
         memory = guest.memory
         self._guest, self._memory, self._device, self._channel = guest, memory, device, channel
-        self._check, self._kind = check, tracking
+        self._check, self._kind, self._log_page_size = check, tracking, log_page_size
         self._rows = [pages.rows(region.view) for region in memory.regions]
         self._dirty = [np.zeros(-(-len(each) // 64) * 8, dtype=np.uint8) for each in self._rows]
         self._room = np.empty((pages.FRAME_PAGES, PAGE_SIZE), dtype=np.uint8)
@@ -110,7 +116,9 @@ class MemorySource:
 
     def _start_log(self) -> None:
         ranges = [DmaRange(*spec) for spec in self._memory.specs]
-        self._device.log_start(ranges, PAGE_SIZE)
+        # A range has to be made of whole pages of the log's.
+        ends = itertools.chain.from_iterable(ranges)
+        self._device.log_start(ranges, math.gcd(self._log_page_size, *ends))
         self._logging = True
 
     def _stop_log(self) -> None:
@@ -204,6 +212,8 @@ class MemorySource:
             some = indexes[at : at + pages.FRAME_PAGES]
             # A copy, since the guest goes on writing: checksum and frame have to agree.
             copied = self._copy(self._rows[index], first, some)
+            if self._tracker is not None and not self._stopped:
+                self._tracker.copied(index, first + some, copied)
             zero = pages.is_zero(copied)
             if zero.any():
                 copied = copied[~zero]

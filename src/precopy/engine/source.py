@@ -34,6 +34,7 @@ from precopy.engine.outcome import (
 from precopy.engine.policy import Decision, Measured, Pace, Policy, predicted_downtime
 from precopy.engine.progress import Progress, Snapshot, safely, silent
 from precopy.engine.report import Image, Report
+from precopy.pci.memory import PAGE_SIZE
 from precopy.vfio.device import MigrationFile, PrecopyInfo
 from precopy.vfio.guest import Opened
 from precopy.vfio.states import DeviceState, MigrationFlags
@@ -52,6 +53,8 @@ class Options:
     max_bandwidth: float = 0.0
     #: Who tells what the guest writes (see ``precopy.memory``).
     tracking: str = "auto"
+    #: Bytes of a page that the device's DMA log is asked to tell apart; a power of two.
+    log_page_size: int = PAGE_SIZE
     #: Middle images to ask for before the policy is asked, so that a short run shows some.
     min_rounds: int = 0
 
@@ -80,7 +83,12 @@ class _Source:
         self._memory: MemorySource | None = None
         if self._guest is not None:
             self._memory = MemorySource(
-                self._guest, self._device, channel, self._check, options.tracking
+                self._guest,
+                self._device,
+                channel,
+                self._check,
+                options.tracking,
+                options.log_page_size,
             )
         channel.limit_rate(options.max_bandwidth)
         self.report = Report(source=opened.device.name, precopy=options.precopy)

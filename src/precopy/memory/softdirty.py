@@ -138,6 +138,9 @@ class SoftDirtyTracker:
             gone = np.packbits(entries & _PRESENT == 0, bitorder="little") & filled[place]
             pending[place] |= gone | np.packbits(entries & _SOFT_DIRTY != 0, bitorder="little")
 
+    def copied(self, region: int, pages: NDArray[np.int64], content: NDArray[np.uint8]) -> None:
+        """A write after the last collect is told by the next, whatever was copied in between."""
+
     def stop(self) -> None:
         for fd in (self._pagemap, self._clear_refs):
             if fd >= 0:

@@ -36,6 +36,14 @@ class WriteTracker(Protocol):
         or ``dirty`` has not a bit for every page.
         """
 
+    def copied(self, region: int, pages: NDArray[np.int64], content: NDArray[np.uint8]) -> None:
+        """Told by who copies the pages that :meth:`collect` gives: what it has of them.
+
+        ``pages`` ascend; ``content`` has a row of 4096 bytes for each. A kind that compares contents
+        takes them for what the pages have to be compared with: what they held at the last collect
+        may be neither what was copied nor what comes after it. Others need not know.
+        """
+
     def stop(self) -> None:
         """Know of writes no longer. A second call does nothing."""
 

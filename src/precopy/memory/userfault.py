@@ -178,6 +178,9 @@ class UserfaultTracker:
             runs = (self._runs[:count, :2] - base >> np.uint64(_SHIFT)).astype(np.int64)
             set_runs(dirty, runs[:, 0], runs[:, 1] - 1)
 
+    def copied(self, region: int, pages: NDArray[np.int64], content: NDArray[np.uint8]) -> None:
+        """A write after the last collect is told by the next, whatever was copied in between."""
+
     def stop(self) -> None:
         # The protection goes with the last reference to what protects.
         for fd in (self._userfaultfd, self._pagemap):
