@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from precopy.memory import KINDS, tracker_for
@@ -322,7 +322,8 @@ def test_the_kinds_are_in_order() -> None:
 
 
 @every_kind
-@given(script=st.lists(st.sampled_from(["write 0", "write 1", "write 2", "collect", "copy"])))
+@example(script=["write 1", "collect", "write 2", "copy", "write 1"])
+@given(script=st.lists(st.sampled_from(["write 0", "write 1", "collect", "copy"]), max_size=12))
 def test_a_copy_of_the_pages_that_are_told_is_right_in_the_end(
     kind: str, sees_devices: bool, script: list[str]
 ) -> None:

@@ -72,7 +72,7 @@ class _Source:
         self._buffer = memoryview(bytearray(MAX_DATA))
         self._file: MigrationFile | None = None
         self._listener: Listener | None = None
-        self._paused = False
+        self._paused = self._slowed = False
         #: Whether the device has left RUNNING since this began.
         self._touched = False
         self._sent, self._sending = 0, 0.0
@@ -203,6 +203,7 @@ class _Source:
             if decision is Decision.SWITCH_OVER:
                 break
             if decision is Decision.SLOW_DOWN and self._guest is not None:
+                self._slowed = True
                 self._guest.limit(pace.share)
             got = 0
             if self._live:
@@ -299,6 +300,8 @@ class _Source:
         if self._guest is not None:
             self._paused = True
             self._guest.pause()
+            # Whoever lets it run again, be it by hand after a doubt, lets it run at full speed.
+            self._full_speed()
         if device.migration_flags & MigrationFlags.P2P:
             running = DeviceState.PRE_COPY_P2P if self._file else DeviceState.RUNNING_P2P
             device.set_state(running)
@@ -387,12 +390,11 @@ class _Source:
         with contextlib.suppress(ChannelError):
             self._channel.limit_writes(1.0)
             messages.send_reason(self._channel, "abort", text)
+        self._full_speed()
         if not self._touched:
             return kind(f"{text}; nothing has changed, the device is where it was")
         try:
             self._device.set_state(DeviceState.RUNNING)
-            if self._guest is not None:
-                self._guest.limit(1.0)
             if self._paused and self._guest is not None:
                 self._guest.start()
                 self._paused = False
@@ -402,6 +404,12 @@ class _Source:
                 f" It stands in {self._state_name()}"
             )
         return kind(f"{text}; the device runs at the source")
+
+    def _full_speed(self) -> None:
+        """Give a guest that was slowed down all its time again."""
+        if self._slowed and self._guest is not None:
+            self._slowed = False
+            self._guest.limit(1.0)
 
     def _state_name(self) -> str:
         try:
