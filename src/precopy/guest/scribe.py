@@ -27,6 +27,11 @@ class Scribe:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def writes(self) -> int:
+        """Pages written since power-on."""
+        return self._pages.writes or 0
+
     def power_on(self) -> None:
         """Put into the memory what is there from the beginning."""
         self._pages.power_on()

@@ -142,6 +142,11 @@ class WorkloadGuest:
     def limit(self, share: float) -> None:
         self._time.limit(share)
 
+    @property
+    def share(self) -> float:
+        """What :meth:`limit` leaves it of its time."""
+        return self._time.share
+
     def _interrupt(self) -> None:
         self._events = True
         self._wake.set()
@@ -180,6 +185,11 @@ class WorkloadGuest:
             self._take_up()
             if self._scribe is not None:
                 self._scribe.write(count)
+
+    @property
+    def writes(self) -> int:
+        """Pages of its memory written since power-on; may be asked while it runs."""
+        return self._scribe.writes if self._scribe is not None else 0
 
     # --- Counts -------------------------------------------------------------------------------
 
