@@ -214,8 +214,14 @@ class Channel:
             stood = 0
         self.bytes_received += got
 
-    def receive(self) -> tuple[int, memoryview]:
-        """The next frame: DATA, MEMORY or CONTROL, and its payload, valid until the next call."""
+    def receive(
+        self, place: Callable[[int], memoryview | None] | None = None
+    ) -> tuple[int, memoryview]:
+        """The next frame: DATA, MEMORY or CONTROL, and its payload, valid until the next call.
+
+        ``place`` may name where the payload of a MEMORY frame of so many bytes is to be put, and
+        gets it there also where the frame turns out to be damaged.
+        """
         start = self.bytes_received
         self._fill(self._head)
         magic, kind, zero, length, checksum = _HEADER.unpack(self._head)
@@ -227,7 +233,8 @@ class Channel:
             raise ChannelError(f"frame at byte {start} claims {length} bytes: too long")
         if not length:
             raise ChannelError(f"frame at byte {start} is empty")
-        payload = self._buffer[:length]
+        found = place(length) if place is not None and kind == MEMORY else None
+        payload = self._buffer[:length] if found is None else found
         self._fill(payload)
         if kind == CONTROL:
             digest = xxhash.xxh3_64_intdigest(payload)

@@ -72,6 +72,8 @@ class PageTarget:
         #: Which pages have ever been given content: any other reads as zeroes.
         self._touched = [np.zeros(len(each), dtype=np.bool_) for each in self._rows]
         self._region = 0
+        #: Whether the next frame's pages are in their place already.
+        self._placed = False
         self._pages: Indexes = np.empty(0, dtype=np.int64)
 
     @property
@@ -100,13 +102,30 @@ class PageTarget:
         self._rows[region][touched] = 0
         self._touched[region][sent] = True
 
-    def take(self, payload: memoryview) -> None:
-        """A frame of pages."""
-        count = len(payload) // PAGE_SIZE
-        if len(payload) % PAGE_SIZE or count > len(self._pages):
-            text = f"{len(payload)} bytes of guest memory, {len(self._pages)} pages are expected"
+    def place(self, length: int) -> memoryview | None:
+        """The memory itself for the next frame, of ``length`` bytes, where that is one run of pages."""
+        pages = self._next(length)
+        first, last = int(pages[0]), int(pages[-1])
+        if last - first + 1 != len(pages):
+            return None
+        self._placed = True
+        return memoryview(self._rows[self._region][first : last + 1].data).cast("B")
+
+    def _next(self, length: int) -> Indexes:
+        count = length // PAGE_SIZE
+        if length % PAGE_SIZE or not 0 < count <= len(self._pages):
+            text = f"{length} bytes of guest memory, {len(self._pages)} pages are expected"
             raise ChannelError(text)
-        pages, self._pages = self._pages[:count], self._pages[count:]
+        return self._pages[:count]
+
+    def take(self, payload: memoryview) -> None:
+        """A frame of pages has come."""
+        pages = self._next(len(payload))
+        count = len(pages)
+        self._pages = self._pages[count:]
+        if self._placed:
+            self._placed = False
+            return
         content, memory = rows(payload), self._rows[self._region]
         first, last = int(pages[0]), int(pages[-1])
         if last - first + 1 == count:

@@ -165,7 +165,7 @@ class _Target:
         while True:
             if self._options.cancel.is_set():
                 raise Interrupted("interrupted")
-            frame, payload = self._channel.receive()
+            frame, payload = self._channel.receive(self._place)
             if frame == CONTROL:
                 kind, fields = messages.decode(payload)
                 if kind == "abort":
@@ -199,6 +199,9 @@ class _Target:
                 self._load_piece(payload)
             else:
                 raise ChannelError("the device's state goes on after its end")
+
+    def _place(self, length: int) -> memoryview | None:
+        return self._memory.place(length) if self._memory is not None else None
 
     def _load_piece(self, payload: memoryview) -> None:
         assert self._file is not None
