@@ -89,7 +89,7 @@ def test_a_write_tracker_loses_a_page(kind: str, monkeypatch: pytest.MonkeyPatch
     def make(memory: GuestMemory, still: Still | None) -> WriteTracker:
         return Forgetful(tracker_for(memory, kind))
 
-    monkeypatch.setitem(tracker.KINDS, "forgetful", make)  # type: ignore[arg-type]
+    monkeypatch.setitem(tracker.KINDS, "forgetful", make)
     with standing() as pair:
         assert move(pair, "forgetful") == [(WORKED, LOST)]
         assert guest_of(pair.target).check_memory() == MemoryCheck(PAGES, 1, LOST)

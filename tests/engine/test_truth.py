@@ -2,7 +2,7 @@
 
 import os
 
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, event, given, note, settings
 from hypothesis import strategies as st
 
 from precopy.engine.policy import GiveUp, Policy
@@ -54,20 +54,23 @@ _LOGGING = [
 ]
 _LOADING = [Opcode.LOAD_VHCA_STATE, Opcode.SUSPEND_VHCA, Opcode.RESUME_VHCA]
 
-_points = st.builds(
-    Point,
-    st.sampled_from([SOURCE, TARGET]),
-    st.sampled_from([ANY, "final", "end", "switch", "run", "ready", "running"]),
-    st.sampled_from([BEFORE, AFTER]),
-    st.integers(1, 40),
+_when = st.sampled_from([BEFORE, AFTER])
+_points = st.one_of(
+    # Anywhere in what the source sends ...
+    st.builds(Point, st.just(SOURCE), st.just(ANY), _when, st.integers(3, 16)),
+    st.builds(Point, st.just(SOURCE), st.sampled_from(["data", "pages"]), _when, st.integers(1, 4)),
+    # ... and where something becomes of it.
+    st.builds(Point, st.just(SOURCE), st.sampled_from(["final", "end", "switch", "run"]), _when),
+    st.builds(Point, st.just(TARGET), st.sampled_from(["accept", "ready", "running"]), _when),
 )
 
 _troubles = st.one_of(
     st.just(Trouble()),
-    st.builds(Fault, st.just(True), st.sampled_from([*_SAVING, *_LOGGING]), st.integers(1, 6)),
-    st.builds(Fault, st.just(False), st.sampled_from(_LOADING), st.integers(1, 3)),
+    st.builds(Fault, st.just(True), st.sampled_from(_SAVING), st.integers(1, 3)),
+    st.builds(Fault, st.just(True), st.sampled_from(_LOGGING), st.integers(1, 5)),
+    st.builds(Fault, st.just(False), st.sampled_from(_LOADING), st.integers(1, 2)),
     st.just(LogOverflows()),
-    st.builds(Cancel, st.integers(1, 40)),
+    st.builds(Cancel, st.integers(1, 14)),
     st.builds(Cut, _points),
 )
 
@@ -80,19 +83,29 @@ _policies = st.builds(
     give_up=st.sampled_from([GiveUp.SWITCH_OVER, GiveUp.CANCEL, GiveUp.SLOW]),
 )
 
-_options = st.builds(
-    Options,
-    precopy=st.sampled_from([True, True, True, False]),
-    policy=_policies,
-    max_bandwidth=st.sampled_from([0.0, 0.0, 40.0 * MIB]),
-    tracking=st.sampled_from(["userfaultfd", "checksums"]),
-    log_page_size=st.sampled_from([4096, 65536, 2 * MIB]),
-    min_rounds=st.integers(0, 3),
-)
+
+def _options(policies: st.SearchStrategy[Policy]) -> st.SearchStrategy[Options]:
+    return st.builds(
+        Options,
+        precopy=st.sampled_from([True, True, True, False]),
+        policy=policies,
+        max_bandwidth=st.sampled_from([0.0, 0.0, 40.0 * MIB]),
+        tracking=st.sampled_from(["userfaultfd", "checksums"]),
+        log_page_size=st.sampled_from([4096, 65536, 2 * MIB]),
+        min_rounds=st.integers(0, 3),
+    )
+
+
+#: It goes on for as long as nobody cancels it.
+_keeping = st.just(Policy(0.0, max_rounds=0, give_up=GiveUp.KEEP))
+
+_kept_on = st.tuples(_options(_keeping), st.builds(Cancel, st.integers(1, 30)))
+_others = st.tuples(_options(_policies), _troubles)
+_hops = st.sampled_from([_others] * 6 + [_kept_on]).flatmap(lambda each: each)
 
 
 @settings(
-    max_examples=EXAMPLES or 50,
+    max_examples=EXAMPLES or 30,
     # The same each time, unless more are asked for. What fails is seen without being made smaller.
     derandomize=not EXAMPLES,
     phases=[Phase.explicit, Phase.generate],
@@ -103,7 +116,9 @@ _options = st.builds(
 def test_a_guest_is_right_whatever_happens(guest: str, picks: st.DataObject) -> None:
     with journey(guest) as way:
         for _ in range(picks.draw(st.integers(1, 3))):
-            outcome = way.hop(picks.draw(_options), picks.draw(_troubles))
+            options, trouble = picks.draw(_hops)
+            outcome = way.hop(options, trouble)
+            event(f"{type(trouble).__name__}: {type(outcome).__name__}")
             note(f"{type(outcome).__name__}: {'' if isinstance(outcome, Report) else outcome}")
             if way.stands:
                 break
