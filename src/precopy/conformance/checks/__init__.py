@@ -1,0 +1,1 @@
+"""The checks, one module a topic. Importing this registers them all."""
