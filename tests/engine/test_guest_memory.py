@@ -2,10 +2,14 @@
 
 import pytest
 
+from precopy.engine.outcome import Failed, InDoubt
+from precopy.engine.policy import GiveUp, Policy
 from precopy.engine.report import Report
 from precopy.engine.source import Options
 from precopy.engine.target import Received
 from precopy.guest import MemoryCheck, WorkloadGuest
+from tests.engine.relay import SOURCE as SOURCE_SIDE
+from tests.engine.relay import Point, Then
 from tests.engine.rig import SOURCE, both, works
 
 PAGES = 4096
@@ -32,3 +36,22 @@ def test_memory_that_is_written_arrives(precopy: bool) -> None:
         assert works(pair.target)
         counts = there.counts()
         assert (counts.memory_wrong, counts.memory_pages) == (0, PAGES)
+
+
+@pytest.mark.parametrize("kind", ["final", "run"])
+def test_a_guest_that_was_slowed_down_has_all_its_time_again(kind: str) -> None:
+    """Where it stays, and where it may be started again by hand."""
+    shares = []
+    policy = Policy(downtime_limit=0.0, max_rounds=0, give_up=GiveUp.SLOW)
+    with both(f"{SOURCE}&memory=1M&writes=1000") as pair:
+        guest = pair.source.guest
+        assert isinstance(guest, WorkloadGuest)
+        pair.move(
+            Options(policy=policy),
+            at=Point(SOURCE_SIDE, kind),
+            then=Then.CUT,
+            progress=lambda now: shares.append(guest.share),
+        )
+        assert isinstance(pair.at_source, InDoubt if kind == "run" else Failed)
+        assert min(shares) == 0.01
+        assert guest.share == 1.0

@@ -3,7 +3,7 @@
 Without this nobody would know whether the truth test can fail.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,10 +20,12 @@ from precopy.guest import MemoryCheck
 from precopy.guest.layout import WorkloadConfig
 from precopy.memory import WriteTracker, tracker, tracker_for
 from precopy.memory.common import Still
+from precopy.mlx5_abi.commands import Opcode
+from precopy.mlx5_abi.status import Status
 from precopy.pci.memory import PAGE_SIZE, GuestMemory
 from precopy.vfio.states import DeviceState
 from tests.engine.rig import Both, both
-from tests.engine.truth import differences, guest_of
+from tests.engine.truth import differences, guest_of, sim_of
 
 PAGES = 1024
 
@@ -41,8 +43,13 @@ def standing(name: str = GUEST) -> Iterator[Both]:
         yield pair
 
 
-def move(pair: Both, tracking: str = "auto") -> list[tuple[int, int]]:
-    """Move it; it works once more before the switchover. What differs at the handover."""
+def move(
+    pair: Both, tracking: str = "auto", then: Callable[[], object] = lambda: None
+) -> list[tuple[int, int]]:
+    """Move it; it works once more before the switchover. What differs at the handover.
+
+    ``then`` is called between that work and the switchover.
+    """
     found: list[tuple[int, int]] = []
 
     def progress(now: Snapshot) -> None:
@@ -54,6 +61,7 @@ def move(pair: Both, tracking: str = "auto") -> list[tuple[int, int]]:
             pair.source.device.set_state(DeviceState.PRE_COPY_P2P)
             here.step(16)
             pair.source.device.set_state(DeviceState.PRE_COPY)
+            then()
         elif now.phase == "handover":
             found.extend(differences(here.memory, guest_of(pair.target).memory))
 
@@ -114,6 +122,20 @@ def test_a_dma_log_loses_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
         # That is no page of the model: it is the fourth message of the third pair, never taken in.
         counts = guest_of(pair.target).settle(5)
         assert (counts.faults, counts.damaged) == (1, 1)
+
+
+def test_a_dma_log_is_lost_as_a_whole_at_the_last_moment() -> None:
+    """All that was ever written is moved again: what the log would have told is among it."""
+    with standing() as pair:
+        faults = sim_of(pair.source).adapter.firmware.faults
+        failing = Opcode.MODIFY_GENERAL_OBJECT
+        assert move(pair, then=lambda: faults.add_next(failing, 1, Status.INT_ERR)) == []
+        assert isinstance(pair.at_source, Report)
+        assert "the device lost its DMA log" in "\n".join(pair.at_source.notes)
+        memory = pair.at_source.memory
+        assert memory is not None
+        assert memory.rounds[-1] >= memory.rounds[0]
+        assert not guest_of(pair.target).settle(5).faults
 
 
 class Careless(PageTarget):

@@ -105,7 +105,7 @@ _hops = st.sampled_from([_others] * 6 + [_kept_on]).flatmap(lambda each: each)
 
 
 @settings(
-    max_examples=EXAMPLES or 30,
+    max_examples=EXAMPLES or 50,
     # The same each time, unless more are asked for. What fails is seen without being made smaller.
     derandomize=not EXAMPLES,
     phases=[Phase.explicit, Phase.generate],

@@ -23,6 +23,7 @@ from precopy.engine.target import Received, TargetOptions
 from precopy.guest import MemoryCheck, WorkloadGuest
 from precopy.guest.options import workload_of
 from precopy.mlx5_abi.commands import Opcode
+from precopy.mlx5_abi.status import Status
 from precopy.pci.memory import PAGE_SIZE, GuestMemory
 from precopy.vfio.device import DmaRange
 from precopy.vfio.guest import Opened
@@ -36,9 +37,6 @@ PATIENCE = 20.0
 
 #: Bytes that are compared at a time.
 _PIECE = 1 << 20
-
-#: A command that fails: an internal error of the firmware.
-_INTERNAL_ERROR = 0x1
 
 
 def differences(one: GuestMemory, other: GuestMemory) -> list[tuple[int, int]]:
@@ -97,7 +95,7 @@ class Fault(Trouble):
 
     def arm(self, pair: Both, options: Options, target_options: TargetOptions) -> None:
         side = pair.source if self.at_source else pair.target
-        sim_of(side).adapter.firmware.faults.add_next(self.opcode, self.nth, _INTERNAL_ERROR)
+        sim_of(side).adapter.firmware.faults.add_next(self.opcode, self.nth, Status.INT_ERR)
 
 
 @dataclass(frozen=True)
