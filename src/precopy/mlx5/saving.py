@@ -13,13 +13,11 @@ import errno
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from precopy.mlx5.buffers import BufferPool, DataBuffer, Direction, pages_for
 from precopy.mlx5.commands import Commands, SaveResult, StateSize
-from precopy.mlx5.copying import copy
+from precopy.mlx5.stream_queue import StreamQueue
 from precopy.mlx5_abi.commands import VhcaMigrationState
 from precopy.mlx5_abi.records import (
     HEADER_SIZE,
@@ -70,15 +68,6 @@ class SaveKind(enum.Enum):
 _TEMPORARY_END = frozenset({FileState.PRE_COPY, FileState.PRE_COPY_ERROR})
 
 
-@dataclass(slots=True)
-class _Queued:
-    """Bytes of the stream: ``view``, and the buffer that is free once they have been read."""
-
-    view: memoryview
-    buffer: DataBuffer | None
-    read: int = 0
-
-
 class SavingFile(MigrationFile):
     """The data_fd of a saving session. See :class:`MigrationFile` for what each call raises.
 
@@ -102,12 +91,10 @@ class SavingFile(MigrationFile):
         self._more_chunks = more_chunks
         self._changed = threading.Condition()
         self._state = FileState.NEW
-        self._queue: deque[_Queued] = deque()
+        self._queue = StreamQueue()
         self._in_flight = False
         self._nonblocking = False
         self._closed = False
-        self._position = 0
-        self._end = 0
         self._initial_start = 0
         self._initial_bytes = 0
         self._ready_chunks = 0
@@ -138,7 +125,7 @@ class SavingFile(MigrationFile):
             reserved = self._reserved[0]
             assert reserved is not None
             with self._changed:
-                self._append(memoryview(size_record(reserved.size)), None)
+                self._queue.append(memoryview(size_record(reserved.size)))
                 if track:
                     self._initial_bytes = SIZE_RECORD_BYTES
             if track:
@@ -190,12 +177,12 @@ class SavingFile(MigrationFile):
         reinit = want_reinit and size.state == VhcaMigrationState.INIT and size.required > 0
         with self._changed:
             self._require_alive()
-            unread = self._end - self._position
-            initial = self._initial_start + self._initial_bytes - self._position
+            unread = self._queue.unread
+            initial = self._initial_start + self._initial_bytes - self._queue.position
             dirty = 0
             if reinit:
                 # What is unread has to be read before the new initial state: it counts as such.
-                self._initial_start, self._initial_bytes = self._position, unread
+                self._initial_start, self._initial_bytes = self._queue.position, unread
                 initial = unread + size.total
             elif initial <= 0:
                 initial, dirty = 0, unread + size.total
@@ -319,8 +306,7 @@ class SavingFile(MigrationFile):
         self.wait_for_save()
         with self._changed:
             self._state = FileState.ERROR
-            queued = [item.buffer for item in self._queue if item.buffer is not None]
-            self._queue.clear()
+            queued = self._queue.clear()
             self._changed.notify_all()
             reserved = [buffer for buffer in self._reserved if buffer is not None]
             self._reserved = []
@@ -367,8 +353,8 @@ class SavingFile(MigrationFile):
         """Queue header and image; the number of the chunk to be saved now, or 0."""
         first = kind is SaveKind.TRACKED and self._state is not FileState.PRE_COPY
         size = result.image_size
-        self._append(memoryview(RecordHeader(size, 0, Tag.FW_DATA).pack()), None)
-        self._append(buffer.view[:size], buffer)
+        self._queue.append(memoryview(RecordHeader(size, 0, Tag.FW_DATA).pack()))
+        self._queue.append(buffer.view[:size], buffer)
         if first or buffer.initial:
             self._initial_bytes += HEADER_SIZE + size
             buffer.initial = False
@@ -384,10 +370,6 @@ class SavingFile(MigrationFile):
             self._delayed_chunk_size = following
             return 0
         return buffer.chunk % NUM_CHUNKS + 1 if following else 0
-
-    def _append(self, view: memoryview, buffer: DataBuffer | None) -> None:
-        self._queue.append(_Queued(view, buffer))
-        self._end += len(view)
 
     # --- What the user does -------------------------------------------------------------------
 
@@ -420,61 +402,40 @@ class SavingFile(MigrationFile):
         self._require_open()
         with self._changed:
             self._await_data()
-            done = 0
-            following: list[tuple[int, int]] = []
-            while done < len(target) and self._queue:
-                head = self._queue[0]
-                count = min(len(target) - done, len(head.view) - head.read)
-                copy(target[done : done + count], head.view[head.read : head.read + count])
-                self._consume(count, following)
-                done += count
-        for number, size in following:
-            self._more_chunks(self, number, size)
+            done, free = self._queue.read(target)
+            following = self._give_back(free)
+        self._ask_for_chunks(following)
         return done
 
     def peek(self, limit: int) -> list[memoryview]:
         self._require_open()
         with self._changed:
             self._await_data()
-            views: list[memoryview] = []
-            for queued in self._queue:
-                if limit <= 0:
-                    break
-                views.append(queued.view[queued.read : queued.read + limit])
-                limit -= len(views[-1])
-            return views
+            return self._queue.peek(limit)
 
     def advance(self, count: int) -> None:
-        following: list[tuple[int, int]] = []
         with self._changed:
             # A session that has ended meanwhile has no queue any more.
-            while count > 0 and self._queue:
-                head = self._queue[0]
-                part = min(count, len(head.view) - head.read)
-                self._consume(part, following)
-                count -= part
+            following = self._give_back(self._queue.advance(count))
+        self._ask_for_chunks(following)
+
+    def _give_back(self, free: list[DataBuffer]) -> list[tuple[int, int]]:
+        """Buffers have been read; number and size of the chunks that can be saved now."""
+        following: list[tuple[int, int]] = []
+        for buffer in free:
+            if not buffer.chunk:
+                self._pool.keep(buffer)
+                continue
+            self._reserved[buffer.chunk - 1] = buffer
+            self._ready_chunks -= 1
+            if self._delayed_chunk_size:
+                following.append((buffer.chunk, self._delayed_chunk_size))
+                self._delayed_chunk_size = 0
+        return following
+
+    def _ask_for_chunks(self, following: list[tuple[int, int]]) -> None:
         for number, size in following:
             self._more_chunks(self, number, size)
-
-    def _consume(self, count: int, following: list[tuple[int, int]]) -> None:
-        """``count`` bytes of the head have been read."""
-        head = self._queue[0]
-        head.read += count
-        self._position += count
-        if head.read == len(head.view):
-            self._queue.popleft()
-            if head.buffer is not None:
-                self._give_back(head.buffer, following)
-
-    def _give_back(self, buffer: DataBuffer, following: list[tuple[int, int]]) -> None:
-        if not buffer.chunk:
-            self._pool.keep(buffer)
-            return
-        self._reserved[buffer.chunk - 1] = buffer
-        self._ready_chunks -= 1
-        if self._delayed_chunk_size:
-            following.append((buffer.chunk, self._delayed_chunk_size))
-            self._delayed_chunk_size = 0
 
     def write(self, data: Buffer) -> int:
         raise refuse(errno.EBADF, "a saving file can't be written")
