@@ -105,6 +105,24 @@ def test_a_write_tracker_loses_a_page(kind: str, monkeypatch: pytest.MonkeyPatch
         assert (counts.faults, counts.memory_wrong) == (1, 1)
 
 
+@pytest.mark.parametrize("kind", ["userfaultfd", "checksums"])
+def test_a_page_is_written_before_it_is_copied_and_written_back_after(kind: str) -> None:
+    with standing() as pair:
+        view = guest_of(pair.source).memory.regions[WORKED].view
+        page = view[LOST * PAGE_SIZE : (LOST + 1) * PAGE_SIZE]
+        contents = [bytes(PAGE_SIZE), bytes(page)]
+
+        def progress(now: Snapshot) -> None:
+            # It is told before the first round is sent, and after it.
+            if now.phase == "guest memory" and contents:
+                page[:] = contents.pop(0)
+
+        pair.move(Options(tracking=kind), progress=progress)
+        page.release()
+        assert not contents
+        assert guest_of(pair.target).check_memory() == MemoryCheck(PAGES, 0, None)
+
+
 def test_a_dma_log_loses_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     config = WorkloadConfig(pairs=4, active=4, size=4096, mix="s")
     lost = config.receive_slot(2, 3) // PAGE_SIZE
