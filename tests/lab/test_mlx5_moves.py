@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from precopy.lab import Job, Result, run_linked
+from precopy.lab import Job, Result, run, run_linked
 from tests.lab import soak
 from tests.lab.mlx5.rig import TOP, Boots, Seen, boot, booting
 
@@ -46,6 +46,15 @@ def two_kernels() -> Seen:
     return Seen({"target": _told(target), "source": _told(source)}, {}, {}, {}, source)
 
 
+def live_memory() -> Seen:
+    """Guest memory moves while the guest runs: the kernel's page tracker tells what the VF writes."""
+    command = [*PRECOPY, "migrate", "--json", "--progress", "none", "--min-rounds", "2"]
+    source, target = f"{VF}?guest=1&qps=4&memory=8M&writes=500&zeros=10", "vfio:0000:00:02.0"
+    job = Job([*command, source, target], adapter=f"mlx5?vfs=2&{CARD}", cwd=TOP)
+    result = run(job)
+    return Seen({"moved": _told(result)}, {}, {}, {}, result)
+
+
 def _told(result: Result) -> dict[str, Any]:
     return {
         "status": result.status,
@@ -59,6 +68,7 @@ BOOTS: dict[str, Callable[[], Seen]] = {
     "trips": partial(soak.soak, TRIPS),
     "two at once": partial(boot, "two at once", adapter=f"mlx5?vfs=4&{CARD}", kernel=()),
     "two kernels": two_kernels,
+    "live memory": live_memory,
 }
 
 
@@ -104,3 +114,19 @@ def test_from_one_kernel_to_another(boots: Boots) -> None:
     guest = next(event["guest"] for event in events if event.get("guest"))
     assert guest["sent"] == guest["received"] > 100
     assert not any(guest[each] for each in FAULTS)
+
+
+def test_memory_moves_while_the_guest_runs(boots: Boots) -> None:
+    told = boots["live memory"].told["moved"]
+    assert (told["status"], told["err"], told["trouble"]) == (0, "", "")
+    report = json.loads(told["out"])
+    assert report["memory"]["tracking"].endswith("DMA log of the device")
+    # All of it once, what was written since in two rounds at least, and the rest while stopped.
+    first, *later = report["memory"]["rounds"]
+    assert first >= 8 << 20
+    assert len(later) >= 3
+    assert 0 < sum(later) < first
+    guest = report["guest"]
+    assert guest["sent"] > 0
+    assert guest["memory_pages"] == (8 << 20) // 4096
+    assert [guest[name] for name in (*FAULTS, "memory_wrong")] == [0] * 6

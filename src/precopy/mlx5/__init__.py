@@ -3,7 +3,7 @@
 ``driver``
     :class:`Mlx5VfioDevice`: states and arcs, each arc the commands it takes, reset, detach
 ``saving``
-    the saving file: a queue of images, filled by saves that run beside the reader
+    the saving file: images, filled by saves that run beside the reader; ``stream_queue`` holds them
 ``resuming``
     the resuming file: the loader's state machine over the record stream
 ``buffers``
