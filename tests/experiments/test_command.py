@@ -11,7 +11,7 @@ from click.testing import Result as Ended
 from precopy.cli import experiment
 from precopy.cli.main import main
 from precopy.engine.outcome import ExitStatus
-from precopy.experiments.moves import ExperimentError, Move, Moved
+from precopy.experiments.moves import ExperimentError, Move, Moved, move
 from tests.experiments.fakes import AsPredicted, report
 
 
@@ -122,11 +122,26 @@ def test_downtime_to_its_end() -> None:
 
 
 def test_convergence_to_its_end() -> None:
-    arguments = ("--loads", "400", "--memory", "2M", "--max-bandwidth", "8M", "--runs", "1")
+    arguments = ("--loads", "50", "--memory", "2M", "--max-bandwidth", "8M", "--runs", "1")
     done = run("convergence", *arguments, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     (row,) = found["tables"][0]["rows"]
-    assert row["saturating"] == "never"
-    assert row["gave_up"] == 1
-    assert found["runs"][0]["gave_up"]["predicted_downtime"] > 0.05
+    assert row["geometric"] == 3
+    assert row["rounds"]["median"] >= 1
+    assert found["runs"][0]["guest"]["memory_wrong"] == 0
+
+
+def test_a_policy_that_gives_up_to_its_end() -> None:
+    options = ("--downtime-limit", "0", "--max-rounds", "0", "--give-up", "cancel")
+    found = move(Move("sim:mlx5", "sim:mlx5", options, may_give_up=True))
+    assert found.given_up is not None
+    assert found.given_up.rounds == 0
+
+
+def test_a_limit_that_allows_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "move", AsPredicted())
+    done = run("convergence", "--memory", "1M", "--json")
+    assert done.exit_code == 0, done.output
+    assert "Infinity" not in done.stdout
+    assert json.loads(done.stdout)["settings"]["cliff_percent"] is None

@@ -172,3 +172,5 @@ def test_curves_of_the_models_end_at_the_cliff() -> None:
     assert geometric.points[-1][0] < 100 < saturating.points[-1][0]
     cliff = result.settings["cliff_percent"]
     assert saturating.points[-1][0] < cliff < 120
+    # As predicted: the next load above the cliff is the first that is given up.
+    assert result.charts[0].marks == [(cliff, "cliff, predicted"), (112.5, "every run given up")]

@@ -3,6 +3,7 @@
 The bandwidth is fixed, so that machines agree. What two models say is computed before the first run.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Self
@@ -111,7 +112,7 @@ def run(settings: Settings, mover: Mover, tell: Tell) -> Result:
     found = repeat(list(cases.values()), mover, tell)
     moved = {point: found[case.key] for point, case in cases.items()}
     result = Result("convergence", QUESTION, asdict(settings))
-    result.settings["cliff_percent"] = _cliff(settings)
+    cliff = result.settings["cliff_percent"] = _cliff(settings)
     result.tables = [
         _table("Rounds", (_LOAD, *_ROUNDS), points, predicted, moved),
         _table("Time, bytes, downtime", (_LOAD, *_TIMES), points, predicted, moved),
@@ -127,15 +128,19 @@ def run(settings: Settings, mover: Mover, tell: Tell) -> Result:
         guests(found),
         f"{settings.memory >> 20} MiB of memory at {settings.bandwidth / _MIB:g} MiB/s; rounds count"
         " the first pass over all memory, and not what is sent while the guest stands still",
-        f"cliff of the saturating model: {_cliff(settings):.0f} % of the bandwidth",
+        "the saturating model has no cliff: the limit allows for the whole working set"
+        if cliff is None
+        else f"cliff of the saturating model: {cliff:.0f} % of the bandwidth",
         *PUBLISHED,
     ]
     result.runs = raw(list(cases.values()), found)
     return result
 
 
-def _cliff(settings: Settings) -> float:
-    return 100 * models.cliff(settings.load(Point(100, settings.limit, settings.working)))
+def _cliff(settings: Settings) -> float | None:
+    """Percent of the bandwidth; None: there is none."""
+    found = models.cliff(settings.load(Point(100, settings.limit, settings.working)))
+    return 100 * found if math.isfinite(found) else None
 
 
 _LOAD = Column("load", "load", "%", 2)
@@ -206,9 +211,15 @@ def _charts(
         if through:
             rounds.append((point.load, Spread.of([float(rounds_of(each)) for each in through])))
             seconds.append((point.load, Spread.of([m.report["total_seconds"] for m in through])))
+    cliff = _cliff(settings)
+    marks = [] if cliff is None else [(cliff, "cliff, predicted")]
+    lost = [point.load for point in points if all(each.given_up for each in moved[point])]
+    if lost:
+        marks.append((min(lost), "every run given up"))
+    x = "load (% of the bandwidth)"
     charts = [
-        Chart("Rounds", "load (% of the bandwidth)", "rounds", [Curve("measured", rounds)]),
-        Chart("Total time", "load (% of the bandwidth)", "s", [Curve("measured", seconds)]),
+        Chart("Rounds", x, "rounds", [Curve("measured", rounds)], marks),
+        Chart("Total time", x, "s", [Curve("measured", seconds)], marks),
     ]
     loads = [point.load for point in points]
     for name, model in (("geometric", models.geometric), ("saturating", models.saturating)):

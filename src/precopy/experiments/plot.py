@@ -13,6 +13,9 @@ SUFFIXES = (".svg", ".png")
 #: Inches of one chart.
 _WIDTH, _HEIGHT = 5.0, 3.8
 
+#: Colours of marks, as many as a chart may have.
+_MARKS = ("grey", "firebrick")
+
 #: Text stays text, and the same result gives the same file.
 _SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "precopy", "font.size": 9}
 
@@ -56,6 +59,8 @@ def _chart(chart: Chart, axes: Any) -> None:
         axes.errorbar(
             xs, middle, yerr=(below, above), marker="o", markersize=4, capsize=3, label=curve.label
         )
+    for (x, label), color in zip(chart.marks, _MARKS, strict=False):
+        axes.axvline(x, linestyle=":", linewidth=1.2, color=color, label=label)
     if chart.log_x:
         axes.set_xscale("log")
     if chart.log_y:

@@ -109,16 +109,20 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
+    """``marks``: values of x where something begins or ends, and what."""
+
     title: str
     x: str
     y: str
     curves: list[Curve]
+    marks: list[tuple[float, str]] = field(default_factory=list)
     log_x: bool = False
     log_y: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         curves = [curve.to_dict() for curve in self.curves]
-        return {"title": self.title, "x": self.x, "y": self.y, "curves": curves}
+        marks = [{"x": x, "label": label} for x, label in self.marks]
+        return {"title": self.title, "x": self.x, "y": self.y, "curves": curves, "marks": marks}
 
 
 @dataclass(slots=True)
