@@ -8,6 +8,7 @@ import click
 #: Every command: the module that has it, under the command's own name. A module is imported when its
 #: command is wanted: in a lab kernel most of a command's time would go into importing the others.
 COMMANDS = {
+    "conform": "precopy.cli.conform",
     "devices": "precopy.cli.devices",
     "experiment": "precopy.cli.experiment",
     "lab": "precopy.cli.lab",

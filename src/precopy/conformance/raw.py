@@ -1,0 +1,90 @@
+"""VFIO_DEVICE_FEATURE below the contract, and what makes a device work: what each backend has of it."""
+
+import struct
+
+from precopy.backends.kernel.device import KernelVfioDevice
+from precopy.backends.sim import SimDevice
+from precopy.backends.vfio_user.device import VfioUserDevice
+from precopy.conformance.check import Raw, Workload
+from precopy.guest import WorkloadGuest
+from precopy.pci.dma import DmaSpace
+from precopy.vfio.device import VfioDevice
+from precopy.vfio.guest import Opened
+from precopy.vfio.uapi import VFIO_DEVICE_FEATURE
+from precopy.vfio_user.messages import Command, DeviceFeature
+
+_HEADER = struct.Struct("=II")
+
+#: Room behind every argument: a kernel that writes a whole structure whatever argsz says, or an
+#: argsz that says more than there is, must not reach other memory of this process.
+_ROOM = 4096
+
+
+class KernelRaw:
+    """The ioctl itself."""
+
+    def __init__(self, device: KernelVfioDevice) -> None:
+        self._device = device
+
+    def feature(self, argsz: int, flags: int, data: bytes) -> bytes:
+        argument = bytearray(_HEADER.pack(argsz, flags) + data + bytes(_ROOM))
+        self._device.kernel.ioctl(self._device.fileno(), VFIO_DEVICE_FEATURE, argument)
+        size = max(len(data), min(argsz, _ROOM) - _HEADER.size)
+        return bytes(argument[_HEADER.size : _HEADER.size + max(size, 0)])
+
+
+class VfioUserRaw:
+    """A DEVICE_FEATURE message."""
+
+    def __init__(self, device: VfioUserDevice) -> None:
+        self._client = device.client
+
+    def feature(self, argsz: int, flags: int, data: bytes) -> bytes:
+        found = self._client.call(Command.DEVICE_FEATURE, DeviceFeature(argsz, flags, data))
+        assert isinstance(found, DeviceFeature)
+        return bytes(found.data)
+
+
+def raw_of(device: VfioDevice) -> Raw | None:
+    """The call below the contract; None where there is none: a device in this process has no ioctl."""
+    if isinstance(device, KernelVfioDevice):
+        return KernelRaw(device)
+    if isinstance(device, VfioUserDevice):
+        return VfioUserRaw(device)
+    return None
+
+
+# --- Work -------------------------------------------------------------------------------------
+
+#: Messages of one piece of work.
+_MESSAGES = 32
+
+
+class GuestWorkload:
+    """A guest that sends messages over the device; ``dma`` is the device's own address space."""
+
+    def __init__(self, guest: WorkloadGuest, dma: DmaSpace) -> None:
+        self._guest, self._dma = guest, dma
+
+    def work(self) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+
+        def wrote(address: int, length: int) -> None:
+            found.append((address, length))
+
+        self._dma.listen(wrote)
+        try:
+            # The second step takes up the completions of the first.
+            for _ in range(2):
+                self._guest.step(_MESSAGES)
+        finally:
+            self._dma.unlisten(wrote)
+        return found
+
+
+def workload_of(opened: Opened) -> Workload | None:
+    """What makes the device work: the guest that it was opened with, where all that the device writes
+    can be known, which is in this process only. None elsewhere."""
+    if isinstance(opened.guest, WorkloadGuest) and isinstance(opened.device, SimDevice):
+        return GuestWorkload(opened.guest, opened.device.adapter.vfs[0].dma)
+    return None
