@@ -85,7 +85,7 @@ def test_models_that_there_are_not(name: str) -> None:
         ("reinit_pages=0", "reinit_pages: 1 to"),
         ("first_session=-1", "first_session: 0 to"),
         ("size=64&size=65", "parameter 'size' is given twice"),
-        ("nonsense=1", "unknown parameter 'nonsense'; there are active, chunks, "),
+        ("nonsense=1", "unknown parameter 'nonsense'; there are active, ahead, chunks, "),
         ("QPS=1", "unknown parameter 'QPS'"),
         ("qps", "bad query field: 'qps'"),
         ("qps=1&&size=64", "bad query field: ''"),
