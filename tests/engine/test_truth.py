@@ -10,7 +10,7 @@ from precopy.engine.report import Report
 from precopy.engine.source import Options
 from precopy.mlx5_abi.commands import Opcode
 from tests.engine.relay import AFTER, ANY, BEFORE, SOURCE, TARGET, Point
-from tests.engine.truth import Cancel, Cut, Fault, LogOverflows, Trouble, journey
+from tests.engine.truth import Cancel, CancelTarget, Cut, Fault, LogOverflows, Trouble, journey
 
 #: How many journeys, where others are wanted than in each run of the tests.
 EXAMPLES = int(os.environ.get("TRUTH_EXAMPLES", "0"))
@@ -72,6 +72,7 @@ _troubles = st.one_of(
     st.just(LogOverflows()),
     st.builds(Cancel, st.integers(1, 14)),
     st.builds(Cut, _points),
+    st.builds(CancelTarget, _points),
 )
 
 _policies = st.builds(

@@ -73,7 +73,7 @@ def sim_of(opened: Opened) -> SimDevice:
 class Trouble:
     """Nothing happens."""
 
-    def arm(self, pair: Both, options: Options, target_options: TargetOptions) -> None:
+    def arm(self, pair: Both) -> None:
         """Prepare it, before the migration begins."""
 
     def on_progress(self, now: Snapshot, options: Options) -> None:
@@ -81,8 +81,14 @@ class Trouble:
 
     @property
     def at(self) -> Point | None:
-        """Where the connection is to be cut."""
+        """Where something happens to the connection, or to the target."""
         return None
+
+    #: What becomes of the connection there.
+    then = Then.FORWARD
+
+    def act(self, target_options: TargetOptions) -> None:
+        """What happens there besides."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Fault(Trouble):
     opcode: Opcode
     nth: int
 
-    def arm(self, pair: Both, options: Options, target_options: TargetOptions) -> None:
+    def arm(self, pair: Both) -> None:
         side = pair.source if self.at_source else pair.target
         sim_of(side).adapter.firmware.faults.add_next(self.opcode, self.nth, Status.INT_ERR)
 
@@ -102,7 +108,7 @@ class Fault(Trouble):
 class LogOverflows(Trouble):
     """The device has no room for what its DMA log has to keep."""
 
-    def arm(self, pair: Both, options: Options, target_options: TargetOptions) -> None:
+    def arm(self, pair: Both) -> None:
         sim_of(pair.source).adapter.firmware.page_tracks.max_blocks = 0
 
 
@@ -126,10 +132,21 @@ class Cut(Trouble):
     """The connection is cut at ``point``."""
 
     point: Point
+    then = Then.CUT
 
     @property
     def at(self) -> Point | None:
         return self.point
+
+
+@dataclass(frozen=True)
+class CancelTarget(Cut):
+    """The target is cancelled at ``point``."""
+
+    then = Then.FORWARD
+
+    def act(self, target_options: TargetOptions) -> None:
+        target_options.cancel.set()
 
 
 # --- The journey ------------------------------------------------------------------------------
@@ -164,7 +181,7 @@ class Journey:
 
     def _move(self, pair: Both, options: Options, trouble: Trouble) -> Report | MigrationError:
         target_options = TargetOptions()
-        trouble.arm(pair, options, target_options)
+        trouble.arm(pair)
         compared: list[list[tuple[int, int]]] = []
 
         def progress(now: Snapshot) -> None:
@@ -174,7 +191,12 @@ class Journey:
                 compared.append(differences(*memories))
 
         pair.move(
-            options, trouble.at, then=Then.CUT, target_options=target_options, progress=progress
+            options,
+            trouble.at,
+            lambda: trouble.act(target_options),
+            trouble.then,
+            target_options,
+            progress,
         )
         firmware = sim_of(pair.source).adapter.firmware
         firmware.faults.clear()
