@@ -73,6 +73,13 @@ def details(report: Report, result: Result) -> list[str]:
     return [_line(each) for each in lines]
 
 
+def _note(result: Result) -> str:
+    """What came, in a line."""
+    if not result.what:
+        return result.came
+    return f"{result.what}: expected {result.expected}, came {result.came}"
+
+
 def _line(text: str) -> str:
     """Nothing that a device says breaks a line or drives a terminal."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
@@ -99,7 +106,7 @@ def table(report: Report, console: Console) -> None:
     rows.add_column("s", justify="right")
     rows.add_column("note")
     for each in report.results:
-        note = each.known.reason if each.known else each.came
+        note = each.known.reason if each.known else _note(each)
         style = _STYLES[each.told]
         rows.add_row(
             f"[{style}]{each.told}[/]",
@@ -184,11 +191,8 @@ def junit(report: Report) -> str:
         case = _case(suite, each.check.name, numbers(each.check), each.seconds)
         if each.is_failure:
             kind = "failure" if each.verdict is Verdict.FAIL else "error"
-            message = f"{each.what}: expected {each.expected}, came {each.came}"
-            if not each.what:
-                message = each.came
             told = ElementTree.SubElement(
-                case, kind, message=_xml(message), type=each.check.severity.value
+                case, kind, message=_xml(_note(each)), type=each.check.severity.value
             )
             told.text = _xml("\n".join(details(report, each)))
         elif _is_skipped(each):

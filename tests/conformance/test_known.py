@@ -1,0 +1,131 @@
+"""Known differences: what a file may say, and what comes of what it says."""
+
+from pathlib import Path
+
+import pytest
+
+from precopy.conformance import known
+from precopy.conformance.check import Severity
+from precopy.conformance.known import KnownError
+from precopy.conformance.outcome import ConformStatus, Known, Verdict, status_of
+from tests.conformance.made_up import made, result
+
+CHECKS = {"passing": made()}
+FILE = """
+[[known]]
+requirement = "R38"
+reason = "reads give 0"
+reference = "main.c"
+
+[[known]]
+check = "passing"
+reason = "it does not"
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "known.toml"
+    path.write_text(text)
+    return path
+
+
+def test_file(tmp_path: Path) -> None:
+    assert known.load(write(tmp_path, FILE), CHECKS) == [
+        Known("", 38, "reads give 0", "main.c"),
+        Known("passing", 0, "it does not"),
+    ]
+    assert known.load(write(tmp_path, ""), CHECKS) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[[known]", "known.toml"),
+        ("[other]", r"\[\[known\]\]"),
+        ("known = 3", r"\[\[known\]\]"),
+        ("[[known]]\nreason='x'", "either a check or a requirement"),
+        ("[[known]]\nreason='x'\ncheck='passing'\nrequirement='R1'", "either"),
+        ("[[known]]\ncheck='passing'", "reason"),
+        ("[[known]]\ncheck='other'\nreason='x'", "no check 'other'"),
+        ("[[known]]\nrequirement='R95'\nreason='x'", "no requirement 'R95'"),
+        ("[[known]]\nrequirement='R1'\nreason='x'\nwhy='y'", "unknown key 'why'"),
+        ("[[known]]\nrequirement=1\nreason='x'", "text"),
+    ],
+)
+def test_file_that_is_wrong(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(KnownError, match=told) as raised:
+        known.load(write(tmp_path, text), CHECKS)
+    assert "\n" not in str(raised.value) or text == "[[known]"
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(KnownError, match="No such file"):
+        known.load(tmp_path / "nothing.toml")
+
+
+def test_stated_failure_is_known_and_all_is_well() -> None:
+    results = [result(Verdict.FAIL, 38), result(Verdict.PASS, 19)]
+    assert known.apply(results, [Known("", 38, "x")]) == []
+    assert [each.told for each in results] == ["known", "pass"]
+    assert status_of(results) is ConformStatus.OK
+
+
+def test_other_failures_stay_failures() -> None:
+    results = [result(Verdict.FAIL, 38), result(Verdict.FAIL, 19, name="other")]
+    known.apply(results, [Known("passing", 0, "x")])
+    assert [each.told for each in results] == ["known", "fail"]
+    assert status_of(results) is ConformStatus.NORMATIVE
+
+
+def test_stated_failure_that_is_gone() -> None:
+    results = [result(Verdict.PASS, 38), result(Verdict.NOT_APPLICABLE, 38, name="other")]
+    stated = [Known("", 38, "x")]
+    gone = known.apply(results, stated)
+    assert gone == stated
+    assert status_of(results, gone) is ConformStatus.GONE
+
+
+@pytest.mark.parametrize("verdict", [Verdict.NOT_APPLICABLE, Verdict.HANG, Verdict.NOT_RUN])
+def test_what_was_not_checked_is_not_gone(verdict: Verdict) -> None:
+    assert known.apply([result(verdict, 38)], [Known("", 38, "x")]) == []
+    assert known.apply([result(Verdict.PASS, 19)], [Known("", 38, "x")]) == []
+
+
+def test_one_failure_of_several_checks_is_not_gone() -> None:
+    results = [result(Verdict.PASS, 38), result(Verdict.FAIL, 38, name="other")]
+    assert known.apply(results, [Known("", 38, "x")]) == []
+
+
+def test_a_hang_is_never_expected() -> None:
+    results = [result(Verdict.HANG, 38)]
+    known.apply(results, [Known("", 38, "x")])
+    assert results[0].told == "hang"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "status"),
+    [
+        ([], ConformStatus.OK),
+        ([(Verdict.PASS, Severity.NORMATIVE)], ConformStatus.OK),
+        ([(Verdict.NOT_APPLICABLE, Severity.NORMATIVE)], ConformStatus.OK),
+        ([(Verdict.FAIL, Severity.QUALITY)], ConformStatus.QUALITY),
+        (
+            [(Verdict.FAIL, Severity.QUALITY), (Verdict.FAIL, Severity.CONTRACT)],
+            ConformStatus.CONTRACT,
+        ),
+        (
+            [(Verdict.FAIL, Severity.CONTRACT), (Verdict.FAIL, Severity.NORMATIVE)],
+            ConformStatus.NORMATIVE,
+        ),
+        (
+            [(Verdict.FAIL, Severity.NORMATIVE), (Verdict.HANG, Severity.QUALITY)],
+            ConformStatus.HANG,
+        ),
+        ([(Verdict.NOT_RUN, Severity.QUALITY)], ConformStatus.HANG),
+    ],
+)
+def test_exit_status(verdicts: list[tuple[Verdict, Severity]], status: ConformStatus) -> None:
+    results = [result(verdict, severity=severity) for verdict, severity in verdicts]
+    assert status_of(results) is status
+    gone = [Known("", 38, "x")]
+    assert status_of(results, gone) is (status or ConformStatus.GONE)
