@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from precopy.vfio.device import MigrationFile, VfioDevice
+from precopy.vfio.face import PciFace
 from precopy.vfio.states import DeviceState, MigrationFlags, is_supported, path
 from precopy.vfio.uapi import Feature
 
@@ -60,6 +61,10 @@ class Context:
     peer: VfioDevice | None = None
     raw: Raw | None = None
     workload: Workload | None = None
+    #: Registers and config space as a VMM sees them, where the backend has them.
+    face: PciFace | None = None
+    #: Closes the device and opens it again; the new one.
+    reopen: Callable[[], VfioDevice] | None = None
     steps: list[str] = field(default_factory=list)
     _files: list[MigrationFile] = field(default_factory=list)
 
@@ -144,6 +149,18 @@ class Context:
         if self.workload is None:
             raise NotApplicable("there is nothing that makes this device work")
         return self.workload
+
+    def need_face(self) -> PciFace:
+        """NotApplicable where the backend has no registers and no config space."""
+        if self.face is None:
+            raise NotApplicable("this backend shows no registers and no config space")
+        return self.face
+
+    def need_reopen(self) -> Callable[[], VfioDevice]:
+        """NotApplicable where nobody can close the device and open it again."""
+        if self.reopen is None:
+            raise NotApplicable("the device can't be closed and opened again here")
+        return self.reopen
 
     def states(self) -> list[DeviceState]:
         """The states that the device may be asked to enter."""

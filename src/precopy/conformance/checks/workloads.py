@@ -1,0 +1,113 @@
+"""A device at work: what it may do in which state."""
+
+from typing import Protocol, runtime_checkable
+
+from precopy.conformance.check import Context, NotApplicable, check
+from precopy.conformance.checks.common import (
+    PC,
+    PCP,
+    RP,
+    SC,
+    R,
+    S,
+    bring,
+    load,
+    read_limited,
+    stopped_image,
+    target,
+)
+from precopy.vfio.face import RegionIndex
+from precopy.vfio.states import MigrationFlags
+
+
+@runtime_checkable
+class PeerWorkload(Protocol):
+    """A workload that can also let the device write to another device."""
+
+    def work_on_peer(self) -> list[tuple[int, int]]:
+        """Let it; address and length in bytes of all that reached the other device."""
+
+
+@check(32)
+def running_and_precopy_work(context: Context) -> None:
+    """In RUNNING and PRE_COPY the device works, also after a session, and again after STOP."""
+    workload = context.need_workload()
+    route = (R, *((PC, R, PC) if PC in context.states() else ()), S, R)
+    for state in route:
+        context.set_state(state)
+        if state is not S:
+            context.step("the device works")
+            context.expect_that(f"DMA in {state.name}", bool(workload.work()), "some", "none")
+
+
+@check(29)
+def a_stopped_device_writes_nothing(context: Context) -> None:
+    """In STOP and STOP_COPY there is no DMA, whatever the device is asked for, and no state changes."""
+    workload = context.need_workload()
+    workload.work()
+    before = stopped_image(context)
+    for state in (S, SC):
+        context.set_state(state)
+        context.step("the device is asked to work")
+        context.expect(f"DMA in {state.name}", workload.work(), [])
+    context.set_state(S)
+    context.expect("the image after it", stopped_image(context), before)
+
+
+@check(29)
+def a_stopped_device_marks_nothing(context: Context) -> None:
+    """What STOP_COPY reads is what the device was when it stopped: asking it to work changes nothing."""
+    workload = context.need_workload()
+    workload.work()
+    whole = stopped_image(context)
+    file = context.enter(SC)
+    workload.work()
+    context.expect("the stream", read_limited(file, (64, 1 << 16)), whole)
+
+
+@check(31)
+def no_dma_to_other_devices(context: Context) -> None:
+    """In RUNNING_P2P and PRE_COPY_P2P the device starts no DMA to other devices; in RUNNING it does."""
+    context.need(MigrationFlags.P2P)
+    workload = context.need_workload()
+    if not isinstance(workload, PeerWorkload):
+        raise NotApplicable("the workload has no other device to write to")
+    context.expect_that(
+        "DMA to another device in RUNNING", bool(workload.work_on_peer()), "some", "none"
+    )
+    for state in (each for each in (RP, PCP) if each in context.states()):
+        context.reset()
+        context.set_state(state)
+        context.expect(f"DMA to another device in {state.name}", workload.work_on_peer(), [])
+
+
+@check(32, 69)
+def a_device_works_after_a_load(context: Context) -> None:
+    """A device that was loaded works on."""
+    workload = context.need_workload()
+    workload.work()
+    whole = stopped_image(context)
+    where = target(context)
+    load(context, whole, where)
+    context.set_state(R, where)
+    if where is context.device:
+        context.expect_that("DMA after a load", bool(workload.work()), "some", "none")
+
+
+@check(30)
+def config_space_answers_in_stop(context: Context) -> None:
+    """Config space, MSI-X and registers answer in STOP and STOP_COPY, and are what they were."""
+    face = context.need_face()
+    before = face.region_read(RegionIndex.CONFIG, 0, 64)
+    for state in (S, SC):
+        bring(context, state)
+        context.step(f"read config space in {state.name}")
+        context.expect("vendor and device", face.region_read(RegionIndex.CONFIG, 0, 4), before[:4])
+        for index, region in enumerate(face.regions[: RegionIndex.ROM]):
+            if region.size >= 4:
+                context.step(f"read BAR {index}")
+                context.expect("bytes read", len(face.region_read(index, 0, 4)), 4)
+                face.region_write(index, 0, b"\xff" * 4)
+        context.expect("GET after it", context.state(), state)
+    context.reset()
+    context.expect("GET", context.state(), R)
