@@ -1,6 +1,8 @@
 """``precopy experiment``: options, errors, and small ones to their end."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -137,6 +139,25 @@ def test_a_policy_that_gives_up_to_its_end() -> None:
     found = move(Move("sim:mlx5", "sim:mlx5", options, may_give_up=True))
     assert found.given_up is not None
     assert found.given_up.rounds == 0
+
+
+def test_a_signal_ends_it_with_the_migration_that_is_under_way() -> None:
+    command = [sys.executable, "-m", "precopy", "experiment", "downtime", "--sizes", "1M"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "precopy: experiment: 1 of 10: 1M stopped\n"
+        process.terminate()
+        assert process.stderr.read() == "precopy: experiment: interrupted\n"
+        assert process.wait() == ExitStatus.CANCELLED
+    with pytest.raises(ProcessLookupError):
+        # Nobody of its group is left.
+        os.killpg(process.pid, 0)
 
 
 def test_a_limit_that_allows_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
