@@ -94,13 +94,26 @@ def test_what_comes_after_a_device_that_hangs_is_told(hanging: Hanging) -> None:
     def once() -> Opened:
         calls.append(1)
         if len(calls) > 1:
-            raise OSError(errno.EBUSY, "somebody has it")
+            raise OSError(errno.ENODEV, "it is gone")
         return opener()
 
     found = list(Runner(once).run([hanging.check(), made(passing), made(failing)]))
     assert [each.verdict for each in found] == [Verdict.HANG, Verdict.NOT_RUN, Verdict.NOT_RUN]
-    assert [each.came for each in found[1:]] == ["EBUSY (somebody has it)"] * 2
+    assert [each.came for each in found[1:]] == ["ENODEV (it is gone)"] * 2
     assert len(calls) == 2
+
+
+def test_device_that_is_busy_for_a_while_is_waited_for() -> None:
+    calls = []
+
+    def late() -> Opened:
+        calls.append(1)
+        if len(calls) < 3:
+            raise OSError(errno.EBUSY, "somebody has it")
+        return opener()
+
+    assert next(Runner(late).run([made(passing)])).verdict is Verdict.PASS
+    assert len(calls) == 3
 
 
 def test_opening_that_hangs(hanging: Hanging) -> None:

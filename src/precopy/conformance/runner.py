@@ -28,6 +28,9 @@ Opener = Callable[[], Opened]
 
 T = TypeVar("T")
 
+#: Seconds that whoever had a device before may take to let go of it, and between two looks.
+LETTING_GO, LOOK = 5.0, 0.02
+
 #: Seconds that opening or closing a device may take.
 OPENING = 30.0
 
@@ -139,9 +142,9 @@ class Runner:
 
     def _prepare(self, opened: list[Opened]) -> Context:
         """A device, and its peer, that are RUNNING and log nothing; all that is open is in ``opened``."""
-        opened.append(self.opener())
+        opened.append(_open(self.opener))
         if self.peer is not None:
-            opened.append(self.peer())
+            opened.append(_open(self.peer))
         for each in opened:
             device = each.device
             if Feature.DMA_LOGGING_STOP in device.features():
@@ -176,6 +179,19 @@ class Runner:
                 result.verdict, result.what = Verdict.FAIL, "closing the device after the check"
                 result.expected, result.came = "success", _reason(error)
         return result
+
+
+def _open(opener: Opener) -> Opened:
+    """Open a device, which the check before may not have left yet: a server sees that a client has
+    gone only some time after it went."""
+    deadline = time.monotonic() + LETTING_GO
+    while True:
+        try:
+            return opener()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(LOOK)
 
 
 def _judge(check: Check, context: Context) -> Result:
