@@ -4,6 +4,8 @@ import errno
 import select
 import time
 
+import numpy as np
+
 from precopy.conformance.check import Context, Failed, NotApplicable
 from precopy.vfio.device import MigrationFile, VfioDevice
 from precopy.vfio.states import DeviceState, MigrationFlags
@@ -77,11 +79,32 @@ def stopped_image(context: Context, device: VfioDevice | None = None) -> bytes:
     return found
 
 
+#: Formats whose images are made by a firmware that may number and seal each: so many bytes may differ.
+_SEALED = {"mlx5": 64, "virtio": 64}
+
+
+def alike(context: Context, one: bytes, other: bytes) -> bool:
+    """Whether two images hold the same state, as far as a stranger to their format can tell."""
+    if one == other or len(one) != len(other):
+        return one == other
+    room = _SEALED.get(context.device.identity.stream, 0)
+    if not room:
+        return False
+    differ = np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8)
+    return int(np.count_nonzero(differ)) <= room
+
+
+def expect_alike(context: Context, what: str, came: bytes, expected: bytes) -> None:
+    """That two images hold the same state."""
+    if not alike(context, came, expected):
+        context.expect(what, came, expected)
+
+
 def is_still(context: Context) -> bool:
     """Whether two images with RUNNING between them are the same. STOP before and after it."""
     first = stopped_image(context)
     context.set_state(R)
-    return stopped_image(context) == first
+    return alike(context, stopped_image(context), first)
 
 
 def target(context: Context) -> VfioDevice:

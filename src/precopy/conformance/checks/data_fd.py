@@ -156,6 +156,7 @@ def an_old_file_stays_dead(context: Context) -> None:
         if state is not SC:
             context.expect_errno("GET_PRECOPY_INFO of the old file", codes, old.precopy_info)
         context.expect_that("read of the new file", bool(read_some(new, 8)), "data", "the end")
+    context.reset()
     stream = stopped_image(context)
     context.reset()
     old = context.enter(RES)

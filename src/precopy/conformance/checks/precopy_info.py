@@ -194,6 +194,6 @@ def info_ignores_what_was_there(context: Context) -> None:
     garbage = 0xA5A5_A5A5_A5A5_A5A5
     argument = bytearray(PrecopyInfoStruct(PRECOPY_INFO_SIZE, 0, garbage, garbage).pack())
     fcntl.ioctl(number, VFIO_MIG_GET_PRECOPY_INFO, argument)
-    found = PrecopyInfoStruct.parse(argument)
+    found = PrecopyInfoStruct.parse(bytes(argument))
     context.expect("initial_bytes", found.initial_bytes, info.initial_bytes)
     context.expect("dirty_bytes", found.dirty_bytes, info.dirty_bytes)

@@ -14,6 +14,8 @@ from precopy.conformance.checks.common import (
     SC,
     R,
     S,
+    alike,
+    expect_alike,
     image,
     is_still,
     load,
@@ -52,8 +54,10 @@ def read_segmentation(context: Context) -> None:
         context.expect(
             f"length of a stream read {sizes[:4]} bytes at a time", len(found), len(whole)
         )
-        if whole == again:
-            context.expect(f"the stream read {sizes[:4]} bytes at a time", bytes(found), whole)
+        if alike(context, whole, again):
+            expect_alike(
+                context, f"the stream read {sizes[:4]} bytes at a time", bytes(found), whole
+            )
     load(context, bytes(found), target(context))
 
 
@@ -61,7 +65,7 @@ def read_segmentation(context: Context) -> None:
 def a_buffer_that_is_partly_there(context: Context) -> None:
     """A read into a buffer of which a part can't be written loses no bytes."""
     whole = stopped_image(context)
-    if stopped_image(context) != whole:
+    if not alike(context, stopped_image(context), whole):
         raise NotApplicable("two images of this device differ: a loss could not be told")
     file = context.enter(SC)
     number = need_descriptor(file)
@@ -80,14 +84,14 @@ def a_buffer_that_is_partly_there(context: Context) -> None:
     room = bytearray(MIB)
     while got := file.readinto(room):
         found += room[:got]
-    context.expect("the stream with a read that failed in it", bytes(found), whole)
+    expect_alike(context, "the stream with a read that failed in it", bytes(found), whole)
 
 
 @check(29, severity=Severity.QUALITY)
 def images_of_a_stopped_device(context: Context) -> None:
     """Two images with only STOP between them are the same."""
     first = stopped_image(context)
-    context.expect("the second image", stopped_image(context), first)
+    expect_alike(context, "the second image", stopped_image(context), first)
 
 
 #: How much is read in PRE_COPY before STOP_COPY: nothing, some, all.
@@ -121,18 +125,20 @@ def streams_taken_at_any_point(context: Context) -> None:
             load(context, stream, where)
             if still:
                 after = image(context, where)
-                context.expect(f"the image after a load of {state.name}, {how} read", after, before)
+                expect_alike(
+                    context, f"the image after a load of {state.name}, {how} read", after, before
+                )
 
 
 @check(69, severity=Severity.QUALITY, timeout=120)
 def a_restored_device_is_the_same(context: Context) -> None:
     """The image of a restored device equals the one that it was restored from, and it goes on."""
     whole = stopped_image(context)
-    if stopped_image(context) != whole:
+    if not alike(context, stopped_image(context), whole):
         raise NotApplicable("two images of this device differ")
     where = target(context)
     load(context, whole, where)
-    context.expect("image after the load", stopped_image(context, where), whole)
+    expect_alike(context, "image after the load", stopped_image(context, where), whole)
     context.set_state(R, where)
     context.expect("GET", context.state(where), R)
 
@@ -144,7 +150,7 @@ def write_segmentation(context: Context) -> None:
     where = target(context)
     load(context, whole, where)
     first = stopped_image(context, where)
-    same = stopped_image(context, where) == first
+    same = alike(context, stopped_image(context, where), first)
     for sizes in (_SIZES, (1,), (24,), (len(whole),)):
         context.reset(where)
         file = context.enter(RES, where)
@@ -157,7 +163,7 @@ def write_segmentation(context: Context) -> None:
         context.set_state(S, where)
         if same:
             found = stopped_image(context, where)
-            context.expect(f"the image after writes of {sizes[:4]} bytes", found, first)
+            expect_alike(context, f"the image after writes of {sizes[:4]} bytes", found, first)
 
 
 @check(68)
