@@ -87,7 +87,7 @@ class Migration:
         """DEVICE_FEATURE; the reply has at most ``most_bytes`` of data. OSError as the kernel's."""
         index = request.flags & FEATURE_INDEX_MASK
         methods = FeatureFlags(request.flags & ~FEATURE_INDEX_MASK)
-        if int(methods) & ~_METHODS or not methods:
+        if int(methods) & ~_METHODS:
             raise wrong(errno.EINVAL, f"feature flags {request.flags:#x}")
         probe = bool(methods & FeatureFlags.PROBE)
         wanted = methods & (FeatureFlags.GET | FeatureFlags.SET)
@@ -96,7 +96,8 @@ class Migration:
         has = self._methods(index)
         if has is None:
             raise refuse(errno.ENOTTY, f"feature {index} is not here")
-        if wanted & has != wanted:
+        # After the index, as the kernel's core does.
+        if wanted & has != wanted or not methods:
             raise wrong(errno.EINVAL, f"feature {Feature(index).name} has no such method")
         if probe:
             return DeviceFeature(_FEATURE_HEAD, request.flags, b"")
