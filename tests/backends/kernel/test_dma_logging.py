@@ -115,12 +115,14 @@ def test_report(
     ("iova", "length", "page_size", "size", "code"),
     [
         # The kernel would write beyond the end of the buffer.
-        (0, 9 * PAGE, PAGE, 1, errno.EINVAL),
-        (0, PAGE, PAGE, 0, errno.EINVAL),
-        (0, 64 * PAGE + 1, PAGE, 8, errno.EINVAL),
+        (0, 9 * PAGE, PAGE, 1, errno.EFAULT),
+        (0, PAGE, PAGE, 0, errno.EFAULT),
+        (0, 64 * PAGE + 1, PAGE, 8, errno.EFAULT),
         (0, PAGE, 0, 1, errno.EINVAL),
         (0, PAGE, 2048, 1, errno.EINVAL),
         (0, PAGE, 3 * PAGE, 1, errno.EINVAL),
+        # That the page size is wrong comes first, as in the kernel.
+        (0, 64 * PAGE, 1, 8, errno.EINVAL),
         (PAGE, TOP - PAGE, PAGE, 1, errno.EOVERFLOW),
         (PAGE, TOP - 1, PAGE, 1, errno.EOVERFLOW),
         (TOP, PAGE, PAGE, 1, errno.EOVERFLOW),
@@ -136,6 +138,13 @@ def test_report_refused(
         device.log_report(iova, length, page_size, memoryview(whole)[:size])
     assert caught.value.errno == code
     assert whole == b"\xa5" * (size + 16)
+
+
+def test_report_to_what_may_not_be_written(device: KernelVfioDevice) -> None:
+    device.log_start([DmaRange(0, 128 * PAGE)], PAGE)
+    with pytest.raises(OSError, match=NAME) as caught:
+        device.log_report(0, PAGE, PAGE, memoryview(bytes(8)))
+    assert caught.value.errno == errno.EFAULT
 
 
 def test_report_without_a_log(device: VfioDevice) -> None:

@@ -40,6 +40,9 @@ _CONFIG_REGION = 7
 
 _ADDRESSES = 1 << 64
 
+#: Smallest page of a report (vfio_ioctl_device_feature_logging_report).
+_LEAST_PAGE = 4096
+
 
 class KernelVfioDevice(VfioDevice):
     """Owns ``fds``: the device's own first, then those that keep it attached.
@@ -163,14 +166,14 @@ class KernelVfioDevice(VfioDevice):
         self._feature(Feature.DMA_LOGGING_STOP, FeatureFlags.SET)
 
     def log_report(self, iova: int, length: int, page_size: int, bitmap: memoryview) -> None:
-        """As the contract says; EINVAL also for a bitmap too short for ``length``."""
+        """As the contract says; EFAULT for a bitmap that is read-only or too short for ``length``."""
         self._require_addresses(iova, length, page_size)
-        # The kernel trusts the length. Where the range ends beyond its addresses, it says so.
-        pages = -(-length // page_size) if page_size and iova + length < _ADDRESSES else 0
-        if pages > len(bitmap) * 8:
-            raise refuse(
-                errno.EINVAL, f"{self._name}: {pages} pages need more than {len(bitmap)} bytes"
-            )
+        # The kernel trusts the length; what is wrong with the rest it says before it writes.
+        sound = page_size >= _LEAST_PAGE and not page_size & (page_size - 1)
+        pages = -(-length // page_size) if sound and iova + length < _ADDRESSES else 0
+        if bitmap.readonly or pages > len(bitmap) * 8:
+            what = "may not be written" if bitmap.readonly else f"has {len(bitmap)} bytes"
+            raise refuse(errno.EFAULT, f"{self._name}: {pages} pages, but the bitmap {what}")
         # The kernel writes 64-bit words; the caller's buffer may end within one.
         words = bytearray(-(-len(bitmap) // 8) * 8 or 8)
         words[: len(bitmap)] = bitmap
