@@ -125,7 +125,8 @@ def a_stream_of_another_kind(context: Context) -> None:
         _expect_refused(context, f"another {what}", bytes(bad), where)
 
 
-@check(65, severity=Severity.QUALITY, timeout=120)
+# Flipped, the size of a record may be gigabytes: mlx5_vfio_pci falls when memory runs out over it.
+@check(65, severity=Severity.QUALITY, dangerous=True, timeout=120)
 def bits_that_flip(context: Context) -> None:
     """With a bit flipped a stream is refused, or the state that it carries is the same all the same."""
     whole = stopped_image(context)
