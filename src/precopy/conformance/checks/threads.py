@@ -20,6 +20,8 @@ from precopy.conformance.checks.common import (
 )
 
 _THREADS, _ROUNDS = 4, 8
+#: Seconds that a thread gets to begin to wait; where it is later than that less is seen.
+_PAUSE = 0.05
 
 
 def _together(context: Context, works: list[Callable[[], None]]) -> None:
@@ -106,13 +108,14 @@ def who_waits_is_woken(context: Context) -> None:
     context.step("poll in one thread, RUNNING by another")
     works = [
         lambda: found.append(file.poll(select.POLLIN | select.POLLRDHUP, PATIENCE / 2)),
-        lambda: _end(context),
+        lambda: _end(context, _PAUSE),
     ]
     _together(context, works)
     context.expect_that("poll", bool(found) and bool(found[0]), "events", found)
 
 
-def _end(context: Context) -> None:
+def _end(context: Context, pause: float = 0.0) -> None:
+    time.sleep(pause)
     context.set_state(R)
 
 

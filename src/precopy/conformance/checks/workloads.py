@@ -10,6 +10,7 @@ from precopy.conformance.checks.common import (
     SC,
     R,
     S,
+    alike,
     bring,
     expect_alike,
     load,
@@ -84,12 +85,15 @@ def no_dma_to_other_devices(context: Context) -> None:
 
 @check(32, 69)
 def a_device_works_after_a_load(context: Context) -> None:
-    """A device that was loaded works on."""
+    """A device that was loaded is what its source was, and works on."""
     workload = context.need_workload()
     workload.work()
     whole = stopped_image(context)
+    still = alike(context, stopped_image(context), whole)
     where = target(context)
     load(context, whole, where)
+    if still:
+        expect_alike(context, "the image after the load", stopped_image(context, where), whole)
     context.set_state(R, where)
     if where is context.device:
         context.expect_that("DMA after a load", bool(workload.work()), "some", "none")

@@ -1,0 +1,167 @@
+"""The faulty device below the contract: its feature call, its config space, and what makes it work."""
+
+import errno
+import struct
+from collections.abc import Sequence
+
+from precopy.pci.dma import DmaSpace
+from precopy.vfio.errors import refuse
+from precopy.vfio.face import NUM_REGIONS, RaiseIrq, RegionFlags, RegionIndex, RegionInfo
+from precopy.vfio.states import DeviceState
+from precopy.vfio.uapi import FEATURE_METHODS, Feature, FeatureFlags, MigState
+from tests.conformance.faulty import FaultyDevice
+
+E, S, R, SC, RES, RP, PC, PCP = DeviceState
+GET, SET, PROBE = FeatureFlags
+_HEADER = 8
+_KNOWN = 0x7FFFF
+
+
+class FaultyRaw:
+    """VFIO_DEVICE_FEATURE as the kernel's core has it, of what needs no addresses."""
+
+    def __init__(self, device: FaultyDevice) -> None:
+        self._device, self._has = device, device.has
+
+    def feature(self, argsz: int, flags: int, data: bytes) -> bytes:
+        has, device = self._has, self._device
+        if argsz < _HEADER:
+            if has("a short header is taken"):
+                return data
+            raise refuse(errno.EINVAL, "argsz")
+        if flags & ~_KNOWN and not has("undefined flag bits are taken"):
+            raise refuse(errno.EINVAL, "flags")
+        index, methods = flags & 0xFFFF, FeatureFlags(flags & 0x70000)
+        if methods == GET | SET:
+            if not has("GET and SET at once is a SET"):
+                raise refuse(errno.EINVAL, "two methods")
+            methods = SET
+        if index not in FEATURE_METHODS or index not in device.features():
+            wrong = has("an unknown feature is EINVAL")
+            raise refuse(errno.EINVAL if wrong else errno.ENOTTY, "no such feature")
+        feature = Feature(index)
+        known, size = FEATURE_METHODS[feature]
+        if has("MIGRATION can be set") and feature is Feature.MIGRATION:
+            known |= SET
+        if has("DMA_LOGGING_REPORT can't be got") and feature is Feature.DMA_LOGGING_REPORT:
+            known = FeatureFlags(0)
+        if methods & (GET | SET) & ~known and not (
+            methods & PROBE and has("PROBE is true for methods that are not there")
+        ):
+            raise refuse(errno.EINVAL, "no such method")
+        if methods & PROBE:
+            if has("PROBE wants a payload") and argsz < _HEADER + size:
+                raise refuse(errno.EINVAL, "argsz")
+            return b""
+        if not methods:
+            if has("no method is a PROBE"):
+                return b""
+            raise refuse(errno.EINVAL, "no method")
+        if (argsz < _HEADER + size and not has("a short payload is taken")) or (
+            argsz > _HEADER + size and has("room to spare is refused")
+        ):
+            raise refuse(errno.EINVAL, "argsz")
+        return self._call(feature, methods, data.ljust(size, b"\0"))
+
+    def _call(self, feature: Feature, method: FeatureFlags, data: bytes) -> bytes:
+        device = self._device
+        if feature is Feature.MIGRATION:
+            return struct.pack("=Q", int(device.migration_flags)) + data[8:]
+        if feature is Feature.MIG_DATA_SIZE:
+            return struct.pack("=Q", device.data_size())
+        if feature is Feature.MIG_PRECOPY_INFO_V2:
+            if self._has("INFOv2 reads its payload") and any(data):
+                raise refuse(errno.EINVAL, "a payload")
+            device.enable_precopy_info_v2()
+        elif feature is Feature.MIG_DEVICE_STATE and method is GET:
+            session = self._has("GET tells a data_fd") and device.session is not None
+            return MigState(device.state, 5 if session else -1).pack()
+        elif feature is Feature.MIG_DEVICE_STATE:
+            device.set_state(MigState.parse(data).device_state)
+        return data
+
+    def feature_in_place(self, argument: bytearray) -> None:
+        """The same, ``argument`` as it is left, also after a failure."""
+        argsz, flags = struct.unpack_from("=II", argument)
+        try:
+            argument[_HEADER:] = self.feature(argsz, flags, bytes(argument[_HEADER:]))
+        except OSError:
+            if not self._has("a failed SET has a data_fd"):
+                struct.pack_into("=i", argument, _HEADER + 4, -1)
+            raise
+
+
+_PAGE, _AT = 4096, 0x4000_0000
+#: Where it writes: inside a page, over an edge, a last byte, and far behind.
+_WRITES = ((3 * _PAGE + 100, 50), (6 * _PAGE - 1, 2), (70 * _PAGE, 1), (200 * _PAGE + 4000, 96))
+
+
+class FaultyWorkload:
+    """Works in every state that may, and counts it in the device's state."""
+
+    def __init__(self, device: FaultyDevice) -> None:
+        self._device = device
+
+    def _may(self) -> bool:
+        device, has = self._device, self._device.has
+        state = device.state
+        if (state is PC and has("no DMA in PRE_COPY")) or (
+            device.stops and has("no DMA after STOP")
+        ):
+            return False
+        if (state is S and has("DMA in STOP")) or (state is SC and has("DMA in STOP_COPY")):
+            return True
+        return state in (R, RP, PC, PCP)
+
+    def work(self) -> list[tuple[int, int]]:
+        device = self._device
+        if not self._may():
+            return []
+        device.memory[0] = (device.memory[0] + 1) & 0xFF
+        found = [(_AT + at, length) for at, length in _WRITES]
+        for iova, length in found:
+            device.log.wrote(iova, length, precopy=device.state is PC)
+        return found
+
+    def work_on_peer(self) -> list[tuple[int, int]]:
+        p2p = self._device.state in (R, PC) or self._device.has("DMA to others in RUNNING_P2P")
+        return [(_AT, 8)] if p2p else []
+
+
+class FaultyFace:
+    """A config space with FLR, and one BAR."""
+
+    irqs: Sequence[int] = (0, 0, 1, 0, 0)
+
+    def __init__(self, device: FaultyDevice) -> None:
+        self._device = device
+        self._config = bytearray(256)
+        self._config[:4] = b"\x36\x1b\x11\0"
+        self._config[0x34] = 0x40
+        self._config[0x40] = 0x10
+        self._config[0x44:0x48] = (1 << 28).to_bytes(4, "little")
+        both = RegionFlags.READ | RegionFlags.WRITE
+        regions = [RegionInfo()] * NUM_REGIONS
+        regions[0], regions[RegionIndex.CONFIG] = RegionInfo(4096, both), RegionInfo(256, both)
+        self.regions: Sequence[RegionInfo] = regions
+        self.dma = DmaSpace()
+
+    def region_read(self, region: int, offset: int, size: int) -> bytes:
+        if region != RegionIndex.CONFIG:
+            return bytes(size)
+        if self._device.state is S and self._device.has("config space is gone in STOP"):
+            return b"\xff" * size
+        return bytes(self._config[offset : offset + size])
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        if region == RegionIndex.CONFIG and offset == 0x48 and data[1] & 0x80:
+            self._device.reset(flr=True)
+
+    def connect_irqs(self, raise_irq: RaiseIrq | None) -> None:
+        pass
+
+    def unmap_dma(self, addresses: Sequence[int]) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
