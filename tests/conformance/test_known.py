@@ -8,6 +8,7 @@ from precopy.conformance import known
 from precopy.conformance.check import Severity
 from precopy.conformance.known import KnownError
 from precopy.conformance.outcome import ConformStatus, Known, Verdict, status_of
+from precopy.conformance.runner import load
 from tests.conformance.made_up import made, result
 
 CHECKS = {"passing": made()}
@@ -61,6 +62,15 @@ def test_file_that_is_wrong(tmp_path: Path, text: str, told: str) -> None:
 def test_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(KnownError, match="No such file"):
         known.load(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize("path", sorted(known.DRIVERS.glob("*.toml")), ids=lambda path: path.stem)
+def test_files_of_drivers_are_sound(path: Path) -> None:
+    checks = load()
+    stated = known.load(path, checks)
+    assert stated == known.load(Path(path.stem), checks)
+    assert all(each.reference for each in stated)
+    assert len({each.subject for each in stated}) == len(stated)
 
 
 def test_stated_failure_is_known_and_all_is_well() -> None:

@@ -47,7 +47,8 @@ def _listed(
     "known_files",
     multiple=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Failures that are expected (TOML). Those pass; those that are gone fail.",
+    metavar="FILE",
+    help="Failures that are expected (TOML, or mtty or mlx5). Those pass; those that are gone fail.",
 )
 @click.option("--list", "listing", is_flag=True, help="What checks there are, and no more.")
 def conform(

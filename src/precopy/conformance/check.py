@@ -8,12 +8,12 @@ each check the device is RUNNING after a reset; what a check leaves open is clos
 import contextlib
 import enum
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from precopy.vfio.device import MigrationFile, VfioDevice
-from precopy.vfio.face import PciFace
+from precopy.vfio.face import RegionInfo
 from precopy.vfio.states import DeviceState, MigrationFlags, is_supported, path
 from precopy.vfio.uapi import Feature
 
@@ -52,6 +52,17 @@ class Workload(Protocol):
         """Let the device write; address and length in bytes of all that it wrote."""
 
 
+class Registers(Protocol):
+    """Regions of the device as a VMM reaches them; a ``PciFace`` is one."""
+
+    @property
+    def regions(self) -> Sequence[RegionInfo]: ...
+
+    def region_read(self, region: int, offset: int, size: int) -> bytes: ...
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None: ...
+
+
 @dataclass(slots=True)
 class Context:
     """One check's device. Every step that is taken through here is told where the check fails."""
@@ -62,7 +73,7 @@ class Context:
     raw: Raw | None = None
     workload: Workload | None = None
     #: Registers and config space as a VMM sees them, where the backend has them.
-    face: PciFace | None = None
+    face: Registers | None = None
     #: Closes the device and opens it again; the new one.
     reopen: Callable[[], VfioDevice] | None = None
     steps: list[str] = field(default_factory=list)
@@ -150,7 +161,7 @@ class Context:
             raise NotApplicable("there is nothing that makes this device work")
         return self.workload
 
-    def need_face(self) -> PciFace:
+    def need_face(self) -> Registers:
         """NotApplicable where the backend has no registers and no config space."""
         if self.face is None:
             raise NotApplicable("this backend shows no registers and no config space")
@@ -192,7 +203,8 @@ class Context:
     ) -> None:
         """``call`` has to raise OSError with one of ``codes``."""
         wanted = codes if isinstance(codes, tuple) else (codes,)
-        names = " or ".join(errno.errorcode[code] for code in wanted)
+        few = len(wanted) <= 8
+        names = " or ".join(errno.errorcode[code] for code in wanted) if few else "an error"
         try:
             came = call()
         except OSError as error:

@@ -17,6 +17,9 @@ from precopy.conformance.check import CHECKS, Check
 from precopy.conformance.outcome import FAILURES, Known, Result, Verdict
 from precopy.conformance.requirements import REQUIREMENTS, number_of
 
+#: What is known of drivers that have been looked at, a file for each.
+DRIVERS = Path(__file__).parent / "known"
+
 _KEYS = frozenset({"check", "requirement", "reason", "reference"})
 
 
@@ -25,7 +28,13 @@ class KnownError(ValueError):
 
 
 def load(path: Path, checks: Mapping[str, Check] = CHECKS) -> list[Known]:
-    """The differences that ``path`` states. KnownError, also where it can't be read."""
+    """The differences that ``path`` states, or one of :data:`DRIVERS` by its name.
+
+    KnownError, also where it can't be read.
+    """
+    of_driver = DRIVERS / f"{path.name}.toml"
+    if len(path.parts) == 1 and not path.exists() and of_driver.exists():
+        path = of_driver
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
