@@ -4,9 +4,8 @@ import errno
 import struct
 from collections.abc import Sequence
 
-from precopy.pci.dma import DmaSpace
 from precopy.vfio.errors import refuse
-from precopy.vfio.face import NUM_REGIONS, RaiseIrq, RegionFlags, RegionIndex, RegionInfo
+from precopy.vfio.face import NUM_REGIONS, RegionFlags, RegionIndex, RegionInfo
 from precopy.vfio.states import DeviceState
 from precopy.vfio.uapi import FEATURE_METHODS, Feature, FeatureFlags, MigState
 from tests.conformance.faulty import FaultyDevice
@@ -131,8 +130,6 @@ class FaultyWorkload:
 class FaultyFace:
     """A config space with FLR, and one BAR."""
 
-    irqs: Sequence[int] = (0, 0, 1, 0, 0)
-
     def __init__(self, device: FaultyDevice) -> None:
         self._device = device
         self._config = bytearray(256)
@@ -144,7 +141,6 @@ class FaultyFace:
         regions = [RegionInfo()] * NUM_REGIONS
         regions[0], regions[RegionIndex.CONFIG] = RegionInfo(4096, both), RegionInfo(256, both)
         self.regions: Sequence[RegionInfo] = regions
-        self.dma = DmaSpace()
 
     def region_read(self, region: int, offset: int, size: int) -> bytes:
         if region != RegionIndex.CONFIG:
@@ -156,12 +152,3 @@ class FaultyFace:
     def region_write(self, region: int, offset: int, data: bytes) -> None:
         if region == RegionIndex.CONFIG and offset == 0x48 and data[1] & 0x80:
             self._device.reset(flr=True)
-
-    def connect_irqs(self, raise_irq: RaiseIrq | None) -> None:
-        pass
-
-    def unmap_dma(self, addresses: Sequence[int]) -> None:
-        pass
-
-    def reset(self) -> None:
-        pass

@@ -3,7 +3,7 @@
 import pytest
 
 from precopy.conformance.check import Check, Context, Failed, NotApplicable
-from precopy.conformance.checks import common, resets, threads
+from precopy.conformance.checks import common, discovery, resets, threads
 from precopy.conformance.runner import load
 from precopy.vfio.states import MigrationFlags
 from tests.conformance import conftest
@@ -18,6 +18,7 @@ CHECKS = load()
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device in this process that does not answer at once never does."""
     monkeypatch.setattr(common, "PATIENCE", 0.2)
+    monkeypatch.setattr(discovery, "WATCHED", 0.02)
     monkeypatch.setattr(resets, "FLR_SECONDS", 0.1)
     monkeypatch.setattr(threads, "PATIENCE", 0.4)
 

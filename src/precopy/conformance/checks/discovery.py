@@ -11,7 +11,7 @@ from precopy.vfio.states import MigrationFlags
 from precopy.vfio.uapi import FEATURE_METHODS, Feature, FeatureFlags, MigState
 
 #: Seconds over which a state is looked at.
-_WATCHED = 0.1
+WATCHED = 0.1
 
 
 @check(12)
@@ -65,7 +65,7 @@ def no_state_changes_by_itself(context: Context) -> None:
     """A state stays what was set, however often it is asked for and whatever time goes by."""
     for state in context.states():
         bring(context, state)
-        ends = time.monotonic() + _WATCHED
+        ends = time.monotonic() + WATCHED
         for _ in range(20):
             context.expect(f"GET after SET {state.name}", context.state(), state)
         while time.monotonic() < ends:

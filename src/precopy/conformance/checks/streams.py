@@ -30,8 +30,8 @@ from precopy.vfio.states import DeviceState, MigrationFlags
 
 #: Sizes of reads, in turn: single bytes, primes, and more than a page. None divides another.
 _SIZES = (1, 1, 1, 3, 7, 61, 509, 4093, 1, 8191, 65521)
-#: As much of an image as is read a few bytes at a time, in bytes; the rest goes by large primes.
-_SMALL = 1 << 16
+#: How many small reads or writes are made of one image; the rest goes at once.
+_SMALL = 1 << 12
 
 
 @check(43, timeout=120)
@@ -44,8 +44,8 @@ def read_segmentation(context: Context) -> None:
         file = context.enter(SC)
         context.step(f"read in pieces of {sizes[:8]} bytes")
         found = bytearray()
-        while len(found) < _SMALL:
-            piece = read_some(file, sizes[len(found) % len(sizes)])
+        for count in range(_SMALL):
+            piece = read_some(file, sizes[count % len(sizes)])
             if not piece:
                 break
             found += piece

@@ -101,18 +101,28 @@ def a_device_works_after_a_load(context: Context) -> None:
 
 @check(30)
 def config_space_answers_in_stop(context: Context) -> None:
-    """Config space, MSI-X and registers answer in STOP and STOP_COPY, and are what they were."""
+    """Config space answers in STOP and STOP_COPY, and says what it said before."""
     face = context.need_face()
     before = face.region_read(RegionIndex.CONFIG, 0, 64)
     for state in (S, SC):
         bring(context, state)
         context.step(f"read config space in {state.name}")
         context.expect("vendor and device", face.region_read(RegionIndex.CONFIG, 0, 4), before[:4])
+        context.expect("GET after it", context.state(), state)
+
+
+@check(30, dangerous=True)
+def registers_answer_in_stop(context: Context) -> None:
+    """Registers can be read and written in STOP and STOP_COPY: nothing faults, and no state changes."""
+    face = context.need_face()
+    for state in (S, SC):
+        bring(context, state)
         for index, region in enumerate(face.regions[: RegionIndex.ROM]):
-            if region.size >= 4:
-                context.step(f"read BAR {index}")
-                context.expect("bytes read", len(face.region_read(index, 0, 4)), 4)
-                face.region_write(index, 0, b"\xff" * 4)
+            for offset in {0, max(region.size - 4, 0)} if region.size >= 4 else set[int]():
+                context.step(f"read and write BAR {index} at {offset:#x} in {state.name}")
+                found = face.region_read(index, offset, 4)
+                context.expect("bytes read", len(found), 4)
+                face.region_write(index, offset, b"\xff" * 4)
         context.expect("GET after it", context.state(), state)
     context.reset()
-    context.expect("GET", context.state(), R)
+    context.expect("GET after RESET", context.state(), R)
