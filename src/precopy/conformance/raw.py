@@ -1,14 +1,16 @@
 """VFIO_DEVICE_FEATURE below the contract, and what makes a device work: what each backend has of it."""
 
+import os
 import struct
 
 from precopy.backends.kernel.device import KernelVfioDevice
 from precopy.backends.sim import SimDevice
 from precopy.backends.vfio_user.device import VfioUserDevice
-from precopy.conformance.check import Raw, Workload
+from precopy.conformance.check import Raw, Registers, Workload
 from precopy.guest import WorkloadGuest
 from precopy.pci.dma import DmaSpace
 from precopy.vfio.device import VfioDevice
+from precopy.vfio.face import RegionIndex, RegionInfo
 from precopy.vfio.guest import Opened
 from precopy.vfio.uapi import VFIO_DEVICE_FEATURE
 from precopy.vfio_user.messages import Command, DeviceFeature
@@ -32,6 +34,15 @@ class KernelRaw:
         size = max(len(data), min(argsz, _ROOM) - _HEADER.size)
         return bytes(argument[_HEADER.size : _HEADER.size + max(size, 0)])
 
+    def feature_at(self, address: int) -> None:
+        """A call whose argument is at ``address``, whatever is there."""
+        self._device.kernel.ioctl(self._device.fileno(), VFIO_DEVICE_FEATURE, address)
+
+    def feature_in_place(self, argument: bytearray) -> None:
+        """A call with ``argument``, header and payload, which is as the kernel left it also where it
+        fails."""
+        self._device.kernel.ioctl(self._device.fileno(), VFIO_DEVICE_FEATURE, argument)
+
 
 class VfioUserRaw:
     """A DEVICE_FEATURE message."""
@@ -52,6 +63,63 @@ def raw_of(device: VfioDevice) -> Raw | None:
     if isinstance(device, VfioUserDevice):
         return VfioUserRaw(device)
     return None
+
+
+# --- Regions ----------------------------------------------------------------------------------
+
+#: BARs, ROM and config space.
+_REGIONS = range(RegionIndex.CONFIG + 1)
+
+
+class KernelRegisters:
+    """Regions of the kernel's device, by pread and pwrite."""
+
+    def __init__(self, device: KernelVfioDevice) -> None:
+        self._device = device
+        self.regions = [RegionInfo(device.region_size(index)) for index in _REGIONS]
+
+    def region_read(self, region: int, offset: int, size: int) -> bytes:
+        return self._device.region_read(region, offset, size)
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        self._device.region_write(region, offset, data)
+
+
+class VfioUserRegisters:
+    """Regions of a served device, by messages."""
+
+    def __init__(self, device: VfioUserDevice) -> None:
+        self._client = device.client
+        self.regions = []
+        for index in _REGIONS:
+            region = self._client.region_info(index)
+            if region.fd is not None:
+                os.close(region.fd)
+            self.regions.append(RegionInfo(region.size, region.flags))
+
+    def region_read(self, region: int, offset: int, size: int) -> bytes:
+        return self._client.region_read(region, offset, size)
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        self._client.region_write(region, offset, data)
+
+
+def face_of(device: VfioDevice) -> Registers | None:
+    """Registers and config space; None where there are none: in this process, and where the device is
+    no PCI function."""
+    found: Registers
+    if isinstance(device, KernelVfioDevice):
+        found = KernelRegisters(device)
+    elif isinstance(device, VfioUserDevice):
+        found = VfioUserRegisters(device)
+    else:
+        return None
+    return found if found.regions[RegionIndex.CONFIG].size else None
+
+
+def ends_when_closed(device: VfioDevice) -> bool:
+    """Whether closing ``device`` ends what it does: one that is served outlives its clients."""
+    return not isinstance(device, VfioUserDevice)
 
 
 # --- Work -------------------------------------------------------------------------------------

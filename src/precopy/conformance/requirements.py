@@ -15,7 +15,7 @@ from precopy.conformance.check import Severity
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """``source``: where it is said. ``unchecked``: why no check is about it, where none is."""
+    """``source``: where it is said. ``unchecked``: why no check sees it on any backend, where so."""
 
     number: int
     topic: str

@@ -17,8 +17,9 @@ from typing import TypeVar
 
 from precopy.conformance.check import CHECKS, Check, Context, Failed, NotApplicable
 from precopy.conformance.outcome import Result, Verdict
-from precopy.conformance.raw import raw_of, workload_of
+from precopy.conformance.raw import ends_when_closed, face_of, raw_of, workload_of
 from precopy.conformance.requirements import REQUIREMENTS, number_of
+from precopy.vfio.device import VfioDevice
 from precopy.vfio.guest import Opened
 from precopy.vfio.states import DeviceState
 from precopy.vfio.uapi import Feature
@@ -156,9 +157,19 @@ class Runner:
                 what = f"{device.name} is {device.state.name} after a reset, not RUNNING"
                 raise OSError(errno.EIO, what)
         first = opened[0]
-        peer = opened[1].device if len(opened) > 1 else None
+
+        def reopen() -> VfioDevice:
+            opened[0].close()
+            opened[0] = _open(self.opener)
+            return opened[0].device
+
         return Context(
-            first.device, peer=peer, raw=raw_of(first.device), workload=workload_of(first)
+            first.device,
+            peer=opened[1].device if len(opened) > 1 else None,
+            raw=raw_of(first.device),
+            workload=workload_of(first),
+            face=face_of(first.device),
+            reopen=reopen if ends_when_closed(first.device) else None,
         )
 
     def _close(self, opened: Sequence[Opened], result: Result) -> Result:

@@ -210,6 +210,15 @@ class KernelVfioDevice(VfioDevice):
             raise refuse(errno.EINVAL, f"{self._name}: region {index} has {size} bytes")
         return base + offset
 
+    def region_size(self, index: int) -> int:
+        """Bytes of region ``index``; 0 where there is none."""
+        try:
+            return self._region(index)[0]
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return 0
+
     def region_read(self, index: int, offset: int, length: int) -> bytes:
         """Bytes of region ``index`` (a BAR, or config space: 7). OSError EINVAL outside it."""
         place = self._place(index, offset, length)
