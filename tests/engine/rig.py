@@ -147,6 +147,8 @@ class Peer:
         if frame.kind == "memory":
             self.channel.send_memory(memoryview(frame.payload))
             return
+        if frame.kind == "pages":
+            self.channel.count_sent(MEMORY, frame.payload)
         if frame.kind in _CLOSED_BY:
             self.channel.end_sent(_CLOSED_BY[frame.kind])
         self.channel.send_control(frame.payload)
@@ -155,6 +157,8 @@ class Peer:
         frame, payload = self.channel.receive()
         name = {DATA: "data", MEMORY: "memory"}.get(frame)
         kind, fields = (name, {}) if name else messages.decode(payload)
+        if kind == "pages":
+            self.channel.count_received(MEMORY, payload)
         if kind in _CLOSED_BY:
             self.channel.end_received(_CLOSED_BY[kind])
         return kind, fields

@@ -23,6 +23,7 @@ ANSWERS: list[tuple[str, dict[str, object], str]] = [
     ("hello", {"program": "test", "versions": [2]}, "hello"),
     ("accept", {"name": "fake", "driver": "", "firmware": "", "serial": ""}, "manifest"),
     ("loaded", {"bytes": 4 << 20, "seconds": 0.001}, "data"),
+    ("synced", {}, "sync"),
     ("ready", {"load": 0, "memory": 0, "validate": 0}, "switch"),
     ("running", {"resume": 0}, "run"),
 ]
@@ -48,7 +49,9 @@ class Fake:
         peer = self._peer
         try:
             for kind, fields, after in ANSWERS:
-                peer.hear(after)
+                # A source may ask more than once whether all is loaded.
+                while peer.hear(after, "sync")[0] != after:
+                    messages.send(peer.channel, "synced")
                 if kind == self._stage:
                     self._instead(peer)
                     break

@@ -185,6 +185,14 @@ class Channel:
             raise ChannelError(f"a message of {len(payload)} bytes is too long")
         self._send(CONTROL, payload, xxhash.xxh3_64_intdigest(payload))
 
+    def count_sent(self, kind: int, payload: bytes | memoryview) -> None:
+        """A control message belongs to a stream: its digest from now on covers that, too."""
+        self._sent[kind].update(payload)
+
+    def count_received(self, kind: int, payload: bytes | memoryview) -> None:
+        """The same at the other end."""
+        self._received[kind].update(payload)
+
     def end_sent(self, kind: int = DATA) -> int:
         """Digest of the stream sent so far; its next frame begins a new one."""
         digest, self._sent[kind] = self._sent[kind].intdigest(), xxhash.xxh3_64()

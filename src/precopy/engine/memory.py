@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from precopy.engine import messages, pages
-from precopy.engine.channel import Channel
+from precopy.engine.channel import MEMORY, Channel
 from precopy.engine.outcome import reason_of
 from precopy.engine.report import MemoryReport
 from precopy.memory.tracker import WriteTracker, tracker_for
@@ -218,7 +218,10 @@ class MemorySource:
             if zero.any():
                 copied = copied[~zero]
             sent = some[~zero]
-            messages.send(self._channel, "pages", **pages.describe(index, first, sent, some[zero]))
+            # Counted with the frames, so that none of both can be lost or change places.
+            told = messages.encode("pages", **pages.describe(index, first, sent, some[zero]))
+            self._channel.send_control(told)
+            self._channel.count_sent(MEMORY, told)
             if len(sent):
                 self._channel.send_memory(memoryview(copied.data).cast("B"))
             self.report.sent_bytes += len(sent) * PAGE_SIZE

@@ -80,6 +80,9 @@ SCHEMAS: dict[str, dict[str, Check]] = {
     "refuse": {"reason": _text},
     # Target to source, now and then: bytes of the device's stream loaded, seconds that took.
     "loaded": {"bytes": _count, "seconds": _seconds},
+    # Source to target: say when all that was sent before is loaded; and the answer.
+    "sync": {},
+    "synced": {},
     # Source to target: the device's stream is over; guest memory follows.
     "end": {"bytes": _count, "digest": _count},
     # Pages of the guest's memory, counted from ``first``: those whose content follows in frames of

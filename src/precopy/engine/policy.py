@@ -141,6 +141,10 @@ class Pace:
         self.middle += 1
         return found
 
+    def stands(self, now: Measured) -> bool:
+        """Whether a decision to switch over still holds by what is known now."""
+        return bool(self._why) or predicted_downtime(now) <= self._policy.downtime_limit
+
     def _slow_down(self, elapsed: float) -> Decision:
         if self.share <= _SLOWEST or elapsed >= self._policy.timeout:
             return Decision.SWITCH_OVER

@@ -41,6 +41,10 @@ from precopy.vfio.states import DeviceState, MigrationFlags
 from precopy.vfio.uapi import Feature
 
 
+#: Seconds after which what was measured before still holds.
+_SOON = 0.005
+
+
 @dataclass(slots=True)
 class Options:
     """``cancel``: set it to stop before the handover; ``silence``: seconds a peer may stand still."""
@@ -201,7 +205,9 @@ class _Source:
             if decision is Decision.GIVE_UP:
                 raise Cancelled(pace.complaint(now))
             if decision is Decision.SWITCH_OVER:
-                break
+                if self._catch_up() <= _SOON or pace.stands(now := self._measure()):
+                    break
+                self.report.predicted_downtime = predicted_downtime(now)
             if decision is Decision.SLOW_DOWN and self._guest is not None:
                 self._slowed = True
                 self._guest.limit(pace.share)
@@ -213,6 +219,17 @@ class _Source:
             pace.went(got)
         self.report.rounds = pace.rounds
         self.report.notes += pace.notes(now)
+
+    def _catch_up(self) -> float:
+        """Wait until the target has loaded all that was sent; the seconds that took.
+
+        What it has not loaded would be waited for in the downtime.
+        """
+        began = time.monotonic()
+        self._tell("until the target has caught up")
+        messages.send(self._channel, "sync")
+        self._wait("synced")
+        return time.monotonic() - began
 
     def _measure(self) -> Measured:
         """What is left, by the device and by what has been written to memory, and how fast it goes."""

@@ -36,6 +36,7 @@ from precopy.vfio.states import DeviceState
 
 #: The messages of the stream, and what is being sent when each may come.
 _BEFORE = {
+    "sync": ("PRE_COPY",),
     "final": ("PRE_COPY",),
     "end": ("final image",),
     "pages": ("PRE_COPY", "guest memory"),
@@ -174,7 +175,9 @@ class _Target:
                     raise ChannelError(f"{kind} though {self._memory.missing} pages are missing")
                 if stage not in _BEFORE.get(kind, ()):
                     raise ChannelError(f"{kind} has no place in the {stage}")
-                if kind == "final":
+                if kind == "sync":
+                    messages.send(self._channel, "synced")
+                elif kind == "final":
                     self._final_load = self._load
                     self._tell("final image")
                     stage = "final image"
@@ -184,6 +187,7 @@ class _Target:
                 elif kind == "pages":
                     if self._memory is None:
                         raise ChannelError("pages of a guest that is not there")
+                    self._channel.count_received(MEMORY, payload)
                     self._memory.announce(fields)
                 else:
                     self._compare(fields["digest"], "guest memory", MEMORY)
