@@ -77,6 +77,7 @@ def test_device_that_is_left_as_it_was_is_reset() -> None:
             """It stays."""
 
     found = list(Runner(lambda: Kept(opened.device)).run([made(passing), made(failing)] * 2))
+    assert opened.device.state is DeviceState.RUNNING
     opened.close()
     assert [each.verdict for each in found] == [Verdict.PASS, Verdict.FAIL] * 2
 

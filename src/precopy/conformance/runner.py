@@ -5,6 +5,7 @@ the device can be opened again the next check goes on there; where not, what is 
 that is said of each.
 """
 
+import contextlib
 import errno
 import importlib
 import threading
@@ -175,6 +176,8 @@ class Runner:
     def _close(self, opened: Sequence[Opened], result: Result) -> Result:
         def close() -> bool:
             for each in opened:
+                if result.verdict is not Verdict.HANG:
+                    _leave_running(each.device)
                 each.close()
             return True
 
@@ -190,6 +193,13 @@ class Runner:
                 result.verdict, result.what = Verdict.FAIL, "closing the device after the check"
                 result.expected, result.came = "success", _reason(error)
         return result
+
+
+def _leave_running(device: VfioDevice) -> None:
+    """Not all devices are RUNNING again by being closed; who opens it next may need that."""
+    with contextlib.suppress(OSError):
+        if device.state is not DeviceState.RUNNING:
+            device.reset()
 
 
 def _open(opener: Opener) -> Opened:
