@@ -42,19 +42,19 @@ def _walk(context: Context, origin: DeviceState) -> None:
         context.expect(f"data_fd of {what}", came, "a data_fd" if wanted else "none")
 
 
-@check(19, 33)
+@check(19, 33, timeout=120)
 def arcs_from_running(context: Context) -> None:
     """From RUNNING each other state is reached when SET returns, with a data_fd where the last arc has one."""
     _walk(context, R)
 
 
-@check(19, 33)
+@check(19, 33, timeout=120)
 def arcs_from_stop(context: Context) -> None:
     """From STOP each other state is reached when SET returns, with a data_fd where the last arc has one."""
     _walk(context, S)
 
 
-@check(19, 33)
+@check(19, 33, timeout=120)
 def arcs_from_stop_copy(context: Context) -> None:
     """From STOP_COPY each state but PRE_COPY and PRE_COPY_P2P is reached when SET returns."""
     _walk(context, SC)
@@ -66,21 +66,21 @@ def arcs_from_resuming(context: Context) -> None:
     _walk(context, RES)
 
 
-@check(19, 33)
+@check(19, 33, timeout=120)
 def arcs_from_running_p2p(context: Context) -> None:
     """From RUNNING_P2P each other state is reached when SET returns, with a data_fd where the last arc has one."""
     context.need(MigrationFlags.P2P)
     _walk(context, RP)
 
 
-@check(19, 33)
+@check(19, 33, timeout=120)
 def arcs_from_pre_copy(context: Context) -> None:
     """From PRE_COPY each other state is reached when SET returns; no arc to STOP_COPY hands out a data_fd."""
     context.need(MigrationFlags.PRE_COPY)
     _walk(context, PC)
 
 
-@check(19, 33)
+@check(19, 33, timeout=120)
 def arcs_from_pre_copy_p2p(context: Context) -> None:
     """From PRE_COPY_P2P each other state is reached when SET returns; no arc to STOP_COPY hands out a data_fd."""
     context.need(MigrationFlags.PRE_COPY)
