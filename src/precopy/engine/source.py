@@ -40,7 +40,6 @@ from precopy.vfio.guest import Opened
 from precopy.vfio.states import DeviceState, MigrationFlags
 from precopy.vfio.uapi import Feature
 
-
 #: Seconds after which what was measured before still holds.
 _SOON = 0.005
 
