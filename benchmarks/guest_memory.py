@@ -64,6 +64,7 @@ def _pages(port: int, ready: Connection) -> None:
             kind, fields = messages.decode(payload)
             if kind == "final":
                 break
+            channel.count_received(MEMORY, payload)
             target.announce(fields)
         connected.sendall(b"x")
 
