@@ -131,8 +131,8 @@ class Relay:
         if self._cut or lost:
             return lost
         cut_after = here and not self.acted and self._then is Then.CUT
-        if cut_after and sender == TARGET:
-            # A source that hears the last frame must find that it can't answer it.
+        if cut_after:
+            # Whoever hears the last frame must find that it can't answer it.
             self._wires[receiver].shutdown(socket.SHUT_RD)
         self.said[sender].append(frame)
         with contextlib.suppress(OSError) if cut_after else contextlib.nullcontext():
