@@ -1,0 +1,1 @@
+"""The formats that are dissected, a module each, which registers itself."""
