@@ -36,6 +36,13 @@ def test_a_command_that_does_not_end_is_ended() -> None:
     assert "not done within 5 s" in result.trouble
 
 
+def test_a_command_that_falls_silent_is_ended() -> None:
+    talks = "for each in 1 2 3 4; do echo $each; sleep 1; done; sleep 1000"
+    result = run(Job(["sh", "-c", talks], timeout=100, silence=4))
+    assert (result.status, result.out) == (124, "1\n2\n3\n4\n")
+    assert "silent for 4 s" in result.trouble
+
+
 def test_without_devices_there_are_simulated_ones_only() -> None:
     result = run(Job([*PRECOPY, "devices", "--json"]))
     assert (result.status, result.err) == (0, "")

@@ -14,7 +14,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     found = {**tools.install(tmp_path / "bin"), "PRECOPY_CACHE": str(tmp_path / "cache")}
     for name, value in found.items():
         monkeypatch.setenv(name, value)
-    for name in ("PRECOPY_LAB_VARIANT", "PRECOPY_LAB_COVERAGE"):
+    for name in ("PRECOPY_LAB_VARIANT", "PRECOPY_LAB_KERNEL", "PRECOPY_LAB_COVERAGE"):
         monkeypatch.delenv(name, raising=False)
     return found
 

@@ -3,6 +3,7 @@
 The compiler is a fake; that a kernel comes out of the real one is seen by the tests in tests/lab.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 
 from precopy.cli.main import main
 from precopy.lab import Job, LabError
-from precopy.lab.build import VARIANTS, build, built, fragment, lacking, notes
+from precopy.lab.build import VARIANTS, VERSIONS, build, built, fragment, lacking, notes
 from precopy.lab.machine import ready
 from tests.lab_unit.tools import goals
 
@@ -24,9 +25,12 @@ def silent(text: str) -> None:
 
 
 def build_tree(
-    tree: Path, variants: Sequence[str] = ("ordinary",), options: str | None = None
+    tree: Path,
+    variants: Sequence[str] = ("ordinary",),
+    options: str | None = None,
+    version: str = "newest",
 ) -> list[Path]:
-    return build(silent, variants=variants, source=tree, options=options)
+    return build(silent, variants=variants, version=version, source=tree, options=options)
 
 
 def test_a_kernel_and_what_belongs_to_it(tree: Path) -> None:
@@ -68,6 +72,17 @@ def test_variants_are_built_from_one_tree_and_stand_beside_each_other(
     assert (built("ordinary"), built("debug")) == (ordinary, debug)
     assert "CONFIG_PROVE_LOCKING=y\n" in debug.read_text()
     assert "CONFIG_PROVE_LOCKING=y\n" not in ordinary.read_text()
+
+
+def test_versions_stand_beside_each_other(tree: Path) -> None:
+    (newest,) = build_tree(tree)
+    old, old_debug = build_tree(tree, ("ordinary", "debug"), version="6.12")
+    assert (built(), built("ordinary", "6.12"), built("debug", "6.12")) == (newest, old, old_debug)
+    assert built("debug") is None
+    # What 6.12 wants otherwise.
+    assert "CONFIG_UML_NET=y\n" in old.read_text()
+    assert "CONFIG_UML_NET=y\n" not in newest.read_text()
+    assert "# CONFIG_GCOV_KERNEL is not set\n" in old.read_text()
 
 
 def test_the_source_is_left_as_it_was(tree: Path) -> None:
@@ -134,14 +149,17 @@ def test_which_options_are_lacking(wanted: str, config: str, expected: list[str]
 
 
 def test_options_stand_once() -> None:
-    for variant in VARIANTS:
-        lines = [line for line in fragment(variant).splitlines() if line.startswith("CONFIG_")]
+    for variant, version in itertools.product(VARIANTS, VERSIONS):
+        text = fragment(variant, version)
+        lines = [line for line in text.splitlines() if line.startswith("CONFIG_")]
         assert len(lines) == len(set(lines)) == len({line.partition("=")[0] for line in lines})
 
 
 def test_there_is_no_such_variant() -> None:
     with pytest.raises(LabError, match="no kernel variant 'fast': write ordinary or debug"):
         fragment("fast")
+    with pytest.raises(LabError, match=r"no kernel version '2.4': write newest or 6.12"):
+        fragment("ordinary", "2.4")
 
 
 def test_the_command(tree: Path, environment: dict[str, str]) -> None:
@@ -164,14 +182,31 @@ def test_a_job_has_the_kernel_that_it_names(tree: Path, monkeypatch: pytest.Monk
     assert ready(Job(["true"], variant="ordinary")) == ordinary
 
 
+def test_a_job_has_the_version_that_it_names(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (newest,) = build_tree(tree)
+    (old,) = build_tree(tree, version="6.12")
+    assert ready(Job(["true"])) == newest
+    assert ready(Job(["true"], version="6.12")) == old
+    monkeypatch.setenv("PRECOPY_LAB_KERNEL", "6.12")
+    assert ready(Job(["true"])) == old
+    assert ready(Job(["true"], version="newest")) == newest
+
+
 @pytest.mark.parametrize(
-    ("variant", "text"),
+    ("variant", "version", "text"),
     [
-        ("", "no kernel has been built yet: run precopy lab build$"),
-        ("debug", "no debug kernel has been built yet: run precopy lab build --variant debug$"),
-        ("fast", "there is no kernel variant 'fast'"),
+        ("", "", "no kernel has been built yet: run precopy lab build$"),
+        ("debug", "", "no debug kernel has been built yet: run precopy lab build --variant debug$"),
+        (
+            *("debug", "6.12"),
+            "no 6.12 debug kernel .* run precopy lab build --kernel 6.12 --variant debug$",
+        ),
+        ("fast", "", "there is no kernel variant 'fast'"),
+        ("", "2.4", "there is no kernel version '2.4'"),
     ],
 )
-def test_a_job_without_a_kernel(environment: dict[str, str], variant: str, text: str) -> None:
+def test_a_job_without_a_kernel(
+    environment: dict[str, str], variant: str, version: str, text: str
+) -> None:
     with pytest.raises(LabError, match=text):
-        ready(Job(["true"], variant=variant))
+        ready(Job(["true"], variant=variant, version=version))

@@ -1,6 +1,6 @@
 """Builds the lab's kernels: User-Mode Linux with VFIO, mtty and mlx5_vfio_pci.
 
-Kernels are cached by source, configuration and variant; a build appears in the cache whole or not at
+Kernels are cached by source, configuration, version and variant; a build appears in the cache whole or not at
 all. Beside the kernel ``linux-KEY`` lies ``linux-KEY.notes``: its symbols, and what gcov needs.
 """
 
@@ -37,6 +37,16 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "debug": ("config.fragment", "debug.fragment"),
 }
 
+#: The version that is meant where none is named: of the newest linux-source package that there is.
+NEWEST = "newest"
+
+#: The versions that there are: the newest, and series of Debian's with the files of what each wants
+#: otherwise. 6.12 is that of Debian 13.
+VERSIONS: Mapping[str, Sequence[str]] = {
+    NEWEST: (),
+    "6.12": ("linux-6.12.fragment",),
+}
+
 #: The driver whose coverage is measured (see ``coverage``): its directory, and its files.
 COVERED_DIRECTORY = "drivers/vfio/pci/mlx5"
 COVERED = ("main", "cmd")
@@ -67,21 +77,27 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "precopy"
 
 
-def fragment(variant: str = ORDINARY) -> str:
-    """The options of a kernel. LabError where there is no such ``variant``."""
+def fragment(variant: str = ORDINARY, version: str = NEWEST) -> str:
+    """The options of a kernel. LabError where there is no such ``variant`` or ``version``."""
     if variant not in VARIANTS:
         raise LabError(f"there is no kernel variant {variant!r}: write {' or '.join(VARIANTS)}")
+    if version not in VERSIONS:
+        raise LabError(f"there is no kernel version {version!r}: write {' or '.join(VERSIONS)}")
     files = resources.files("precopy.lab")
-    return "".join(files.joinpath(name).read_text() for name in VARIANTS[variant])
+    names = (*VARIANTS[variant], *VERSIONS[version])
+    return "".join(files.joinpath(name).read_text() for name in names)
 
 
-def _link(variant: str) -> Path:
-    return cache_dir() / ("kernel" if variant == ORDINARY else f"kernel-{variant}")
+def _link(variant: str, version: str) -> Path:
+    words = ["kernel"]
+    words += [] if version == NEWEST else [version]
+    words += [] if variant == ORDINARY else [variant]
+    return cache_dir() / "-".join(words)
 
 
-def built(variant: str = ORDINARY) -> Path | None:
-    """The kernel of ``variant`` built last, or None."""
-    link = _link(variant)
+def built(variant: str = ORDINARY, version: str = NEWEST) -> Path | None:
+    """The kernel of ``variant`` and ``version`` built last, or None."""
+    link = _link(variant, version)
     return link.resolve() if link.exists() else None
 
 
@@ -110,18 +126,21 @@ def build(
     say: Say,
     *,
     variants: Sequence[str] = (ORDINARY,),
+    version: str = NEWEST,
     source: Path | None = None,
     options: str | None = None,
     jobs: int | None = None,
 ) -> list[Path]:
     """A kernel for each of ``variants``, built unless the cache has it, from one unpacked source.
 
+    ``version``: of Debian's source, and which kernel it is called where ``source`` is given.
     ``options``: lines for the configuration, on top. LabError where the source, a tool, a variant or
     an option is missing, or the compiler fails.
     """
     cache = cache_dir()
     configs = {
-        variant: f"# recipe {_RECIPE}\n{fragment(variant)}{options or ''}" for variant in variants
+        variant: f"# recipe {_RECIPE}\n{fragment(variant, version)}{options or ''}"
+        for variant in variants
     }
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / "lock", "w") as lock:
@@ -130,47 +149,54 @@ def build(
         wanted = {
             variant: config
             for variant, config in configs.items()
-            if source or not _is_built(variant, config)
+            if source or not _is_built(_link(variant, version), config)
         }
         if wanted:
             _require_tools(say)
-            origin = from_path(source) if source else from_debian(cache / "apt", say)
-            _provide(origin, wanted, jobs or os.cpu_count() or 1, say)
+            series = "" if version == NEWEST else version
+            origin = from_path(source) if source else from_debian(cache / "apt", say, series)
+            links = {variant: _link(variant, version) for variant in wanted}
+            _provide(origin, wanted, links, jobs or os.cpu_count() or 1, say)
             for variant, config in wanted.items():
                 # A kernel of another source is not to be taken for Debian's later.
-                _note(variant, None if source else config)
+                _note(links[variant], None if source else config)
     kernels = []
     for variant in variants:
-        kernel = built(variant)
+        kernel = built(variant, version)
         assert kernel is not None
         say(f"the {variant} kernel is {kernel.name}" + ("" if variant in wanted else " already"))
         kernels.append(kernel)
     return kernels
 
 
-def _config_note(variant: str) -> Path:
-    link = _link(variant)
+def _config_note(link: Path) -> Path:
     return link.with_name(link.name + ".config")
 
 
-def _is_built(variant: str, config: str) -> bool:
+def _is_built(link: Path, config: str) -> bool:
     """Whether the last kernel has the configuration asked for: no need to ask the mirror then."""
-    noted, kernel = _config_note(variant), built(variant)
-    return kernel is not None and noted.exists() and noted.read_text() == config
+    noted = _config_note(link)
+    return link.exists() and noted.exists() and noted.read_text() == config
 
 
-def _note(variant: str, config: str | None) -> None:
+def _note(link: Path, config: str | None) -> None:
     if config is None:
-        _config_note(variant).unlink(missing_ok=True)
+        _config_note(link).unlink(missing_ok=True)
     else:
-        _config_note(variant).write_text(config)
+        _config_note(link).write_text(config)
 
 
 def _name(origin: Source, config: str) -> str:
     return f"linux-{hashlib.sha256(f'{origin.name} {config}'.encode()).hexdigest()[:16]}"
 
 
-def _provide(origin: Source, configs: Mapping[str, str], jobs: int, say: Say) -> None:
+def _provide(
+    origin: Source,
+    configs: Mapping[str, str],
+    links: Mapping[str, Path],
+    jobs: int,
+    say: Say,
+) -> None:
     """Compile those kernels that the cache has not, and link all."""
     cache = cache_dir()
     kernels = {variant: cache / _name(origin, config) for variant, config in configs.items()}
@@ -184,7 +210,7 @@ def _provide(origin: Source, configs: Mapping[str, str], jobs: int, say: Say) ->
                 _configure(tree, configs[variant])
                 _compile(tree, work, kernels[variant], jobs, say)
     for variant, kernel in kernels.items():
-        link = _link(variant)
+        link = links[variant]
         new = link.with_name(link.name + ".new")
         new.unlink(missing_ok=True)
         new.symlink_to(kernel.name)

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from precopy.lab import card, console, coverage, watchdog
-from precopy.lab.build import ORDINARY, built, fragment, notes
+from precopy.lab.build import NEWEST, ORDINARY, built, fragment, notes
 from precopy.lab.card import Card
 from precopy.lab.errors import LabError
 from precopy.lab.link import Link, pair
@@ -27,8 +27,9 @@ MTTY_UUIDS = tuple(f"83b8f4f2-509f-382f-3c1e-e6bfe0fa10{n:02x}" for n in range(1
 #: Exit status of a command that did not end in time, as coreutils' timeout has it.
 TIMED_OUT = 124
 
-#: The kernel of a job that names none, where this says one.
+#: The kernel of a job that names none, where these say one.
 VARIANT = "PRECOPY_LAB_VARIANT"
+VERSION = "PRECOPY_LAB_KERNEL"
 
 #: Seconds between two looks at the output of a running command.
 _LOOK = 0.05
@@ -58,6 +59,8 @@ class Job:
     adapter: str = ""
     memory: str = "512M"
     timeout: float = 120.0
+    #: Seconds without output after which it counts as hanging, too; 0: it may be silent for long.
+    silence: float = 0.0
     writable: Sequence[Path] = ()
     env: Mapping[str, str] | None = None
     cwd: Path | None = None
@@ -65,6 +68,8 @@ class Job:
     arguments: Sequence[str] = ()
     #: The kernel, as ``debug``; empty: the one of $PRECOPY_LAB_VARIANT, else the ordinary one.
     variant: str = ""
+    #: Its version, as ``6.12``; empty: that of $PRECOPY_LAB_KERNEL, else the newest.
+    version: str = ""
     #: Where the counters of what the driver has run go (see ``coverage``); None: to the directory of
     #: $PRECOPY_LAB_COVERAGE, if there is one.
     coverage: Path | None = None
@@ -76,14 +81,22 @@ def _variant(job: Job) -> str:
     return job.variant or os.environ.get(VARIANT) or ORDINARY
 
 
+def _version(job: Job) -> str:
+    return job.version or os.environ.get(VERSION) or NEWEST
+
+
 def ready(job: Job) -> Path:
     """The kernel to boot. LabError where there is none, or ``job`` asks for what it can't have."""
-    variant = _variant(job)
-    # There may be no such variant.
-    fragment(variant)
-    kernel = built(variant)
+    variant, version = _variant(job), _version(job)
+    # There may be no such kernel.
+    fragment(variant, version)
+    kernel = built(variant, version)
     if kernel is None:
-        name, option = ("", "") if variant == ORDINARY else (f"{variant} ", f" --variant {variant}")
+        name, option = "", ""
+        if version != NEWEST:
+            name, option = f"{version} ", f" --kernel {version}"
+        if variant != ORDINARY:
+            name, option = f"{name}{variant} ", f"{option} --variant {variant}"
         raise LabError(f"no {name}kernel has been built yet: run precopy lab build{option}")
     if not 0 <= job.mtty <= len(MTTY_UUIDS):
         raise LabError(f"a machine has 0 to {len(MTTY_UUIDS)} mtty devices, not {job.mtty}")
@@ -199,15 +212,19 @@ class Machine:
         hear = {"out": out, "err": err}
         hangs = ""
         done: float | None = None
+        heard = self._began
 
-        def look() -> None:
+        def look() -> bool:
+            some = False
             for name, found in parts.items():
                 text = self._new(name)
                 listener = hear[name]
                 if text:
+                    some = True
                     found.append(text)
                     if listener is not None:
                         listener(text)
+            return some
 
         try:
             while True:
@@ -215,14 +232,18 @@ class Machine:
                     self._process.wait(_LOOK)
                     break
                 except subprocess.TimeoutExpired:
-                    look()
+                    said = look()
                 now = time.monotonic()
+                heard = now if said else heard
                 if done is None and (self._scratch / "status").exists():
                     done = now
                     if not self._job.shutdown:
                         break
                 if now - self._began > self._job.timeout:
                     hangs = f"not done within {self._job.timeout:g} s"
+                    break
+                if done is None and 0 < self._job.silence < now - heard:
+                    hangs = f"silent for {self._job.silence:g} s"
                     break
                 if done is not None and now - done > _SHUTDOWN:
                     hangs = f"no power-off within {_SHUTDOWN:g} s"

@@ -1,4 +1,4 @@
-"""Where the kernel's source comes from: Debian's newest linux-source package, or a place by name.
+"""Where the kernel's source comes from: a linux-source package of Debian, or a place by name.
 
 The host's package lists are left alone: apt works on lists and a cache of its own.
 """
@@ -108,8 +108,11 @@ def mirror() -> str:
     raise LabError("no Debian mirror in apt's sources: give the kernel's source by --source")
 
 
-def from_debian(state: Path, say: Say) -> Source:
-    """The newest linux-source package; ``state`` holds apt's lists. LabError without Debian's apt."""
+def from_debian(state: Path, say: Say, series: str = "") -> Source:
+    """The linux-source package of ``series``, as ``6.12``; of the newest where it is empty.
+
+    ``state`` holds apt's lists. LabError without Debian's apt, or where there is no such package.
+    """
     if not KEYRING.exists():
         raise LabError(
             "this is not a Debian with its keyring: give the kernel's source by --source"
@@ -133,8 +136,11 @@ def from_debian(state: Path, say: Say) -> Source:
         tuple(map(int, found.group(1).split(".")))
         for found in re.finditer(r"^linux-source-([0-9]+(?:\.[0-9]+)*) ", names, re.M)
     ]
+    if series:
+        versions = [each for each in versions if each == tuple(map(int, series.split(".")))]
     if not versions:
-        raise LabError("the Debian mirror has no linux-source package")
+        name = f"linux-source-{series}" if series else "linux-source"
+        raise LabError(f"the Debian mirror has no {name} package")
     package = "linux-source-" + ".".join(map(str, max(versions)))
     shown = run(["apt-cache", *options, "show", "--no-all-versions", package])
     found = re.search(r"^Version: (\S+)$", shown, re.M)
