@@ -51,6 +51,11 @@ def test_file(tmp_path: Path) -> None:
         ("[[known]]\nrequirement='R95'\nreason='x'", "no requirement 'R95'"),
         ("[[known]]\nrequirement='R1'\nreason='x'\nwhy='y'", "unknown key 'why'"),
         ("[[known]]\nrequirement=1\nreason='x'", "text"),
+        (
+            "[[known]]\nrequirement='R1'\nreason='x'\nverdict='hang'",
+            "fail or kernel down, not 'hang'",
+        ),
+        ("[[known]]\nrequirement='R1'\nreason='x'\nkernel='new'", "kernel 'new': write a series"),
     ],
 )
 def test_file_that_is_wrong(tmp_path: Path, text: str, told: str) -> None:
@@ -139,3 +144,34 @@ def test_exit_status(verdicts: list[tuple[Verdict, Severity]], status: ConformSt
     assert status_of(results) is status
     gone = [Known("", 38, "x")]
     assert status_of(results, gone) is (status or ConformStatus.GONE)
+
+
+def test_differences_of_some_kernels(tmp_path: Path) -> None:
+    file = """
+[[known]]
+check = "passing"
+reason = "it falls"
+verdict = "kernel down"
+kernel = "6.1"
+
+[[known]]
+check = "passing"
+reason = "it does not"
+"""
+    stated = known.load(write(tmp_path, file), CHECKS)
+    assert stated[0] == Known("passing", 0, "it falls", "", Verdict.KERNEL_DOWN, "6.1")
+    assert known.of_kernel(stated, "6.1.4-amd64") == stated
+    assert known.of_kernel(stated, "6.12.117") == known.of_kernel(stated, "") == stated[1:]
+
+
+def test_a_kernel_that_goes_down_is_only_expected_where_that_is_stated() -> None:
+    down = result(Verdict.KERNEL_DOWN, name="a")
+    failed = result(Verdict.FAIL, name="b")
+    stated = [Known(name, 0, "it fails") for name in ("a", "b")]
+    falls = [Known(name, 0, "it falls", verdict=Verdict.KERNEL_DOWN) for name in ("a", "b")]
+    assert known.apply([down, failed], stated) == []
+    assert (down.known, failed.known) == (None, stated[1])
+    failed.known = None
+    assert known.apply([down, failed], falls) == []
+    assert (down.known, failed.known) == (falls[0], None)
+    assert status_of([down]) is ConformStatus.OK

@@ -1,5 +1,6 @@
 """``precopy conform``."""
 
+import platform
 import sys
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def conform(
     try:
         selected = select(only, checks)
         stated = [each for path in known_files for each in known_differences.load(path)]
+        stated = known_differences.of_kernel(stated, platform.release())
     except (SelectionError, known_differences.KnownError) as error:
         fail(str(error), ExitStatus.USAGE)
     if listing:

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from precopy.cli.common import fail
+from precopy.cli.lab_conform import conform
 from precopy.connectx.config import FaultPlan
 from precopy.connectx.controls import Remote
 from precopy.engine.outcome import ExitStatus
 from precopy.lab import Job, console, meet
 from precopy.lab import coverage as driver_coverage
 from precopy.lab import run as run_job
-from precopy.lab.build import ORDINARY, VARIANTS
+from precopy.lab.build import NEWEST, ORDINARY, VARIANTS, VERSIONS
 from precopy.lab.build import build as build_kernel
 from precopy.lab.card import PARAMETERS as CARD_OPTIONS
 from precopy.lab.card import Card
@@ -31,6 +32,9 @@ def lab() -> None:
     """A real Linux kernel with real VFIO drivers, as a process."""
 
 
+lab.add_command(conform)
+
+
 def say(text: str) -> None:
     print(f"precopy: lab: {text}", file=sys.stderr, flush=True)
 
@@ -38,6 +42,14 @@ def say(text: str) -> None:
 @lab.command()
 @click.option(
     "--source", type=click.Path(path_type=Path), help="A kernel's source tree or tarball."
+)
+@click.option(
+    "--kernel",
+    "version",
+    type=click.Choice(tuple(VERSIONS)),
+    default=NEWEST,
+    show_default=True,
+    help="Which of Debian's linux-source packages; with --source, what that kernel is called.",
 )
 @click.option("--config", type=click.Path(exists=True, path_type=Path), help="Options, on top.")
 @click.option("--jobs", type=click.IntRange(1), help="Compilers at a time.")
@@ -50,12 +62,18 @@ def say(text: str) -> None:
     help="debug: with lockdep, KASAN and other checkers. May be given twice.",
 )
 def build(
-    source: Path | None, config: Path | None, jobs: int | None, variants: tuple[str, ...]
+    source: Path | None,
+    version: str,
+    config: Path | None,
+    jobs: int | None,
+    variants: tuple[str, ...],
 ) -> None:
     """Build the lab's kernel, from Debian's newest linux-source unless told otherwise."""
     try:
         options = config.read_text() if config else None
-        kernels = build_kernel(say, variants=variants, source=source, options=options, jobs=jobs)
+        kernels = build_kernel(
+            say, variants=variants, version=version, source=source, options=options, jobs=jobs
+        )
         print(*kernels, sep="\n")
     except LabError as error:
         fail(f"lab: {error}", ExitStatus.FAILED)
@@ -87,6 +105,12 @@ def build(
     type=click.Choice(tuple(VARIANTS)),
     help="The kernel; else that of $PRECOPY_LAB_VARIANT, else the ordinary one.",
 )
+@click.option(
+    "--kernel",
+    "version",
+    type=click.Choice(tuple(VERSIONS)),
+    help="Its version; else that of $PRECOPY_LAB_KERNEL, else the newest.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     mtty: int,
@@ -97,6 +121,7 @@ def run(
     write: tuple[Path, ...],
     link: Path | None,
     variant: str | None,
+    version: str | None,
     command: tuple[str, ...],
 ) -> None:
     """Boot the kernel and run COMMAND in it, over this machine's files, which it can't change."""
@@ -108,6 +133,7 @@ def run(
         timeout=timeout,
         writable=write,
         variant=variant or "",
+        version=version or "",
     )
     try:
         # Before anybody is kept waiting.

@@ -6,8 +6,11 @@
     requirement = "R38"            # or: check = "name-of-a-check"
     reason = "a read after the session gives 0, not ENODEV"
     reference = "drivers/vfio/pci/some/main.c"
+    verdict = "kernel down"        # only where the check does not just fail
+    kernel = "6.12"                # only where not all kernels have it: the series that has
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +23,10 @@ from precopy.conformance.requirements import REQUIREMENTS, number_of
 #: What is known of drivers that have been looked at, a file for each.
 DRIVERS = Path(__file__).parent / "known"
 
-_KEYS = frozenset({"check", "requirement", "reason", "reference"})
+_KEYS = frozenset({"check", "requirement", "reason", "reference", "verdict", "kernel"})
+
+#: What may be expected of a check. A hang is never.
+_EXPECTED = {each.value: each for each in (Verdict.FAIL, Verdict.KERNEL_DOWN)}
 
 
 class KnownError(ValueError):
@@ -66,7 +72,23 @@ def _entry(where: str, entry: Any, checks: Mapping[str, Check]) -> Known:
         number = number_of(requirement)
         if number not in REQUIREMENTS:
             raise KnownError(f"{where}: there is no requirement {requirement!r}")
-    return Known(name, number, entry["reason"].strip(), entry.get("reference", "").strip())
+    verdict = entry.get("verdict", Verdict.FAIL.value)
+    if verdict not in _EXPECTED:
+        raise KnownError(f"{where}: the verdict is {' or '.join(_EXPECTED)}, not {verdict!r}")
+    kernel = entry.get("kernel", "")
+    if kernel and not re.fullmatch(r"\d+\.\d+(\.\d+)?", kernel):
+        raise KnownError(f"{where}: kernel {kernel!r}: write a series, as 6.12")
+    reference = entry.get("reference", "").strip()
+    return Known(name, number, entry["reason"].strip(), reference, _EXPECTED[verdict], kernel)
+
+
+def of_kernel(stated: Sequence[Known], release: str) -> list[Known]:
+    """Those that are stated of all kernels, or of the series of ``release``, as uname has it."""
+    return [
+        each
+        for each in stated
+        if not each.kernel or re.match(rf"{re.escape(each.kernel)}(?!\d)", release)
+    ]
 
 
 def apply(results: Sequence[Result], stated: Sequence[Known]) -> list[Known]:
@@ -75,7 +97,7 @@ def apply(results: Sequence[Result], stated: Sequence[Known]) -> list[Known]:
     gone = []
     for known in stated:
         covered = [each for each in results if known.covers(each.check)]
-        failed = [each for each in covered if each.verdict is Verdict.FAIL]
+        failed = [each for each in covered if each.verdict is known.verdict]
         for result in failed:
             result.known = result.known or known
         passed = any(each.verdict is Verdict.PASS for each in covered)

@@ -18,6 +18,8 @@ class Verdict(enum.Enum):
     HANG = "hang"
     #: The device could not be brought to where the check begins; ``came`` says why.
     NOT_RUN = "not run"
+    #: The kernel under it went down, or got stuck as a whole; ``came`` is what it said.
+    KERNEL_DOWN = "kernel down"
 
 
 class ConformStatus(enum.IntEnum):
@@ -40,6 +42,10 @@ class Known:
     requirement: int
     reason: str
     reference: str = ""
+    #: What comes of the check: FAIL, or KERNEL_DOWN.
+    verdict: Verdict = Verdict.FAIL
+    #: The series of kernels that have it, as ``6.12``; empty: all.
+    kernel: str = ""
 
     @property
     def subject(self) -> str:
@@ -75,7 +81,7 @@ class Result:
 
 
 #: Verdicts that are not well unless they are known.
-FAILURES = frozenset({Verdict.FAIL, Verdict.HANG, Verdict.NOT_RUN})
+FAILURES = frozenset(set(Verdict) - {Verdict.PASS, Verdict.NOT_APPLICABLE})
 
 _BY_SEVERITY = {
     Severity.NORMATIVE: ConformStatus.NORMATIVE,

@@ -21,6 +21,7 @@ _STYLES = {
     "fail": "bold red",
     "hang": "bold red",
     "not run": "bold red",
+    "kernel down": "bold red",
     "not applicable": "dim",
 }
 
@@ -152,6 +153,7 @@ def ktap_result(report: Report, number: int, result: Result) -> list[str]:
             Verdict.FAIL: [f"not ok {number} {name}"],
             Verdict.HANG: [f"not ok {number} {name} # TIMEOUT"],
             Verdict.NOT_RUN: [f"not ok {number} {name} # ERROR {why}"],
+            Verdict.KERNEL_DOWN: [f"not ok {number} {name} # ERROR {why}"],
         }[result.verdict]
     told = details(report, result) if result.verdict in FAILURES else []
     return [*(f"# {line}" for line in told), *lines]

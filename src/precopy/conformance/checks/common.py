@@ -79,15 +79,17 @@ def stopped_image(context: Context, device: VfioDevice | None = None) -> bytes:
     return found
 
 
-#: Formats whose images are made by a firmware that may number and seal each: so many bytes may differ.
+#: Formats whose images are made by a firmware that may number and seal each: so many bytes may differ
+#: of each begun chunk (a stream is made of several images where it is saved in chunks).
 _SEALED = {"mlx5": 64, "virtio": 64}
+_CHUNK = 8 * MIB
 
 
 def alike(context: Context, one: bytes, other: bytes) -> bool:
     """Whether two images hold the same state, as far as a stranger to their format can tell."""
     if one == other or len(one) != len(other):
         return one == other
-    room = _SEALED.get(context.device.identity.stream, 0)
+    room = _SEALED.get(context.device.identity.stream, 0) * -(-len(one) // _CHUNK)
     if not room:
         return False
     differ = np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8)

@@ -1,0 +1,151 @@
+"""What came of the whole matrix, as JSON: all that did not pass, and how many did."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from precopy.conformance.matrix.holding import Held
+from precopy.conformance.matrix.targets import targets
+from precopy.conformance.outcome import ConformStatus, Result
+from precopy.lab.build import NEWEST
+
+#: A change of what is in the file gets a new number.
+_FORMAT = 1
+
+
+class LedgerError(ValueError):
+    """One line: what is wrong with a file of results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A check that did not pass. ``told``: its verdict, or ``known``; ``why``: the reason, or what came."""
+
+    check: str
+    told: str
+    why: str
+    #: Where the reason is to be seen, of what is known.
+    reference: str = ""
+    #: The verdict, also of what is known: ``fail`` or ``kernel down``.
+    verdict: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One target on one kernel. ``kernel`` and ``release`` are empty where it needs none."""
+
+    target: str
+    kernel: str
+    release: str
+    about: str
+    status: int
+    counts: dict[str, int]
+    entries: tuple[Entry, ...]
+    #: What is wrong with the target as a whole; differences that are known and gone.
+    surprise: str = ""
+    gone: tuple[str, ...] = ()
+
+    def count(self, told: str) -> int:
+        return self.counts.get(told, 0)
+
+
+def row(held: Held) -> Row:
+    """What is kept of ``held``."""
+    return Row(
+        held.target.name,
+        held.kernel.name if held.kernel else "",
+        held.release if held.kernel else "",
+        held.about,
+        int(held.status),
+        dict(Counter(each.told for each in held.results)),
+        tuple(_entry(each) for each in held.results if each.told != "pass"),
+        held.surprise,
+        tuple(each.subject for each in held.gone),
+    )
+
+
+def _entry(result: Result) -> Entry:
+    if result.known:
+        why, reference = result.known.reason, result.known.reference
+    elif result.what:
+        why, reference = f"{result.what}: expected {result.expected}, came {result.came}", ""
+    else:
+        why, reference = result.came, ""
+    return Entry(result.check.name, result.told, why, reference, result.verdict.value)
+
+
+def worst(rows: Sequence[Row]) -> ConformStatus:
+    """The exit status of all: a hang or a kernel that went down, then failures by their severity."""
+    order = [
+        ConformStatus.HANG,
+        *(ConformStatus.NORMATIVE, ConformStatus.CONTRACT, ConformStatus.QUALITY),
+        ConformStatus.GONE,
+    ]
+    found = {each.status for each in rows}
+    return next((each for each in order if each in found), ConformStatus.OK)
+
+
+def dump(rows: Sequence[Row]) -> str:
+    """The file. It says the same of the same results: no times, no names of machines."""
+    told = {"format": _FORMAT, "rows": [_row(each) for each in rows]}
+    return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "target": row.target,
+        "kernel": row.kernel,
+        "release": row.release,
+        "about": row.about,
+        "status": row.status,
+        "counts": row.counts,
+        "surprise": row.surprise,
+        "gone": list(row.gone),
+        "entries": [
+            [each.check, each.told, each.why, each.reference, each.verdict] for each in row.entries
+        ],
+    }
+
+
+def load(path: Path) -> list[Row]:
+    """The rows of a file that :func:`dump` has made. LedgerError."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["format"] != _FORMAT:
+            raise LedgerError(f"{path}: its format is not {_FORMAT}: write it anew")
+        return [
+            Row(
+                each["target"],
+                each["kernel"],
+                each["release"],
+                each["about"],
+                each["status"],
+                each["counts"],
+                tuple(Entry(*entry) for entry in each["entries"]),
+                each["surprise"],
+                tuple(each["gone"]),
+            )
+            for each in told["rows"]
+        ]
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror}") from error
+    except LedgerError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerError(f"{path}: no file of results ({error})") from error
+
+
+def merge(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """``old`` with those of ``new`` in place of the same target on the same kernel.
+
+    In the order of the table of targets; what it has no more is left out.
+    """
+    found = {(each.target, each.kernel): each for each in (*old, *new)}
+    names = [each.name for each in targets()]
+    return sorted(
+        (each for each in found.values() if each.target in names),
+        key=lambda each: (names.index(each.target), each.kernel != NEWEST, each.kernel),
+    )
