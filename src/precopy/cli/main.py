@@ -11,6 +11,7 @@ COMMANDS = {
     "conform": "precopy.cli.conform",
     "devices": "precopy.cli.devices",
     "experiment": "precopy.cli.experiment",
+    "inspect": "precopy.cli.inspect",
     "lab": "precopy.cli.lab",
     "migrate": "precopy.cli.migrate",
     "receive": "precopy.cli.receive",

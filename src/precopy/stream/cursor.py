@@ -23,7 +23,7 @@ Steps = Generator[None, None, T]
 Run = Callable[["Stream"], Steps[None]]
 
 #: Most bytes that may be asked for in one piece. What is larger is passed over, not looked at.
-MAX_PIECE = 1 << 20
+MAX_PIECE = (1 << 20) + (64 << 10)
 
 
 class Damage(Exception):
@@ -242,6 +242,11 @@ class Stream:
             self._depth -= 1
             item.size = self.offset - item.offset
             self._sink.end(item)
+
+    def recognised(self, format: str, title: str) -> None:
+        """What the stream is."""
+        self.summary.format, self.summary.title = format, title
+        self._sink.recognised(self.summary, self._depth)
 
     def count(self, name: str, number: int = 1) -> None:
         """What the summary counts: records, images."""

@@ -21,7 +21,7 @@ def run(stream: Stream) -> Steps[None]:
         yield from stream.rest("unknown bytes", "no format here begins so")
         return
     summary = stream.summary
-    summary.format, summary.title = format.name, format.title
+    stream.recognised(format.name, format.title)
     steps = format.dissect(stream)
     while True:
         try:

@@ -69,6 +69,9 @@ class Summary:
 class Sink(Protocol):
     """Who hears of it, in the order of the stream."""
 
+    def recognised(self, summary: Summary, depth: int) -> None:
+        """A stream begins, ``depth`` deep, and its format is known; its counts are still to come."""
+
     def begin(self, item: Item) -> None:
         """An item; it has its size now or at :meth:`end`."""
 
@@ -87,6 +90,8 @@ class Sink(Protocol):
 class Silent:
     """Hears nothing; what other sinks start from."""
 
+    def recognised(self, summary: Summary, depth: int) -> None: ...
+
     def begin(self, item: Item) -> None: ...
 
     def end(self, item: Item) -> None: ...
@@ -103,6 +108,10 @@ class Several:
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
+
+    def recognised(self, summary: Summary, depth: int) -> None:
+        for sink in self._sinks:
+            sink.recognised(summary, depth)
 
     def begin(self, item: Item) -> None:
         for sink in self._sinks:
