@@ -10,6 +10,7 @@ import click
 COMMANDS = {
     "conform": "precopy.cli.conform",
     "devices": "precopy.cli.devices",
+    "diff": "precopy.cli.diff",
     "experiment": "precopy.cli.experiment",
     "inspect": "precopy.cli.inspect",
     "lab": "precopy.cli.lab",

@@ -16,7 +16,7 @@ from precopy.engine.channel import (
 from precopy.engine.messages import Message
 from precopy.stream.cursor import Damage, Steps, Stream
 from precopy.stream.layout import Layout, Values, hexadecimal
-from precopy.stream.registry import register
+from precopy.stream.registry import formats, register
 
 _KINDS = {DATA: "data", CONTROL: "message", MEMORY: "memory"}
 _LIMITS = {DATA: MAX_DATA, CONTROL: MAX_CONTROL, MEMORY: MAX_DATA}
@@ -40,7 +40,7 @@ class _State:
     def __init__(self) -> None:
         self.frames = 0
         self.device: Stream | None = None
-        self.name = "device"
+        self.name, self.format = "device", ""
         self.phase = "PRE_COPY"
         #: Running digests of the streams; None where a frame may be missing, until the next begins.
         self.digests: dict[int, xxhash.xxh3_64 | None] = {
@@ -133,7 +133,7 @@ def _frame(stream: Stream, state: _State) -> Steps[None]:
             yield from _message(stream, state, content)
         elif kind == DATA:
             if state.device is None:
-                state.device = stream.carry(state.name)
+                state.device = stream.carry(state.name, state.format)
             state.device.phase(state.phase, length)
             yield from stream.pass_on(state.device, length, "the device's stream")
         else:
@@ -170,7 +170,8 @@ def _message(stream: Stream, state: _State, content: bytes) -> Steps[None]:
 def _heard(stream: Stream, state: _State, kind: str, fields: Message, content: bytes) -> None:
     """What a message means for what follows."""
     if kind == "manifest":
-        state.name = str(fields["name"])[:100] or "device"
+        state.name = fields["name"][:100] or "device"
+        state.format = fields["stream"] if fields["stream"] in formats() else ""
     elif kind == "final":
         state.phase = "STOP_COPY"
     elif kind == "pages":
