@@ -7,12 +7,12 @@ dissected by the same code as a file, in constant memory.
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import xxhash
 
-from precopy.stream.item import Item, Sink, Summary, Wrong
+from precopy.stream.item import Field, Item, Sink, Summary, Wrong
 from precopy.stream.layout import Layout, Values
 
 T = TypeVar("T")
@@ -21,6 +21,9 @@ Steps = Generator[None, None, T]
 
 #: Dissects a stream from its first byte to its last.
 Run = Callable[["Stream"], Steps[None]]
+
+#: A field that a format has read by itself: name, first byte in its structure, bytes, value, text.
+BitField = tuple[str, int, int, Any, str]
 
 #: Most bytes that may be asked for in one piece. What is larger is passed over, not looked at.
 MAX_PIECE = (1 << 20) + (64 << 10)
@@ -199,6 +202,15 @@ class Stream:
         self._sink.end(item)
         return values
 
+    def bits(self, name: str, size: int, fields: Iterable[BitField], text: str = "") -> Steps[None]:
+        """A structure whose fields the format has read by itself: first byte in it, bytes, value. Cut."""
+        yield from self.window(size, name)
+        item = self._item(name, size, text)
+        item.fields = tuple(Field(each[0], self.offset + each[1], *each[2:]) for each in fields)
+        self._sink.begin(item)
+        self.advance(size)
+        self._sink.end(item)
+
     def opaque(self, name: str, size: int, text: str = "") -> Steps[None]:
         """``size`` bytes that nobody looks into: an item. Cut."""
         # The place has to be known before the item is.
@@ -258,42 +270,53 @@ class Stream:
         phases = self.summary.phases
         phases[name] = phases.get(name, 0) + size
 
+    def wants(self, count: int) -> bool:
+        """Whether whoever hears of it wants every item of the next ``count`` bytes, however many."""
+        return self._digests or self._sink.wants(self.file_offset(), min(count, self._contiguous()))
+
+    @property
+    def digests(self) -> bool:
+        """Whether items of bytes that nobody looks into get a digest."""
+        return self._digests
+
     # --- What is wrong ------------------------------------------------------------------------
 
     def damage(self, expected: str, found: str, offset: int | None = None) -> Damage:
         """To be raised: the byte at ``offset`` (the next one) is the first wrong one."""
         return Damage(self.offset if offset is None else offset, expected, found)
 
-    def tell_wrong(self, damage: Damage) -> None:
-        """Say so, without leaving."""
+    def tell_wrong(self, damage: Damage, file_offset: int | None = None) -> None:
+        """Say so, without leaving. ``file_offset``: where the byte lies, for one far behind."""
         self.summary.wrong += 1
-        where = self.file_offset() + damage.offset - self.offset
+        where = file_offset
+        if where is None:
+            where = self.file_offset() + damage.offset - self.offset
         self._sink.wrong(Wrong(self.name, damage.offset, where, damage.expected, damage.found))
 
     def hunt(
-        self, pattern: bytes, before: int, count: int, test: Callable[[memoryview], bool]
+        self,
+        patterns: Sequence[tuple[bytes, int]],
+        count: int,
+        test: Callable[[memoryview], bool],
     ) -> Steps[bool]:
         """Pass over bytes until a place that ``test`` takes; False where there is none.
 
-        ``pattern`` stands ``before`` bytes behind that place, and ``test`` gets at least ``count``
-        bytes from there. At least one byte is passed over.
+        ``patterns``: bytes, and how far behind that place they stand; one of them is there. ``test``
+        gets at least ``count`` bytes from the place. At least one byte is passed over.
         """
         if not (yield from self.more()):
             return False
-        count = max(count, before + len(pattern))
+        count = max(count, *(before + len(pattern) for pattern, before in patterns))
         with self.group("passed over", text="until something that is known"):
             self.advance(1)
             while (yield from self._wait(count)):
                 data = self._data[self._at :]
-                whole, last = bytes(data), len(data) - count
-                place = whole.find(pattern, before) - before
-                while 0 <= place <= last:
-                    if test(data[place:]):
-                        self.advance(place)
-                        return True
-                    place = whole.find(pattern, place + 1 + before) - before
+                place = _first(bytes(data), patterns, len(data) - count, lambda at: test(data[at:]))  # noqa: B023
+                if place is not None:
+                    self.advance(place)
+                    return True
                 # Not here; the last bytes may be the beginning of it.
-                self.advance(last + 1)
+                self.advance(len(data) - count + 1)
             self.advance(self._have())
         return False
 
@@ -317,3 +340,28 @@ class Stream:
             inner.feed(piece, self.file_offset())
             self.advance(step)
             count -= step
+
+
+def _first(
+    data: bytes,
+    patterns: Sequence[tuple[bytes, int]],
+    last: int,
+    test: Callable[[int], bool],
+) -> int | None:
+    """The first place up to ``last`` with one of ``patterns`` (see :meth:`Stream.hunt`)."""
+
+    def search(index: int, start: int) -> int:
+        pattern, before = patterns[index]
+        place = data.find(pattern, start + before, last + before + len(pattern))
+        return place - before if place >= 0 else last + 1
+
+    found = [search(index, 0) for index in range(len(patterns))]
+    while True:
+        place = min(found)
+        if place > last:
+            return None
+        if test(place):
+            return place
+        found = [
+            search(index, place + 1) if each == place else each for index, each in enumerate(found)
+        ]

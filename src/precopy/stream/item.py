@@ -86,6 +86,9 @@ class Sink(Protocol):
     def over(self, summary: Summary) -> None:
         """A stream has ended."""
 
+    def wants(self, file_offset: int, size: int) -> bool:
+        """Whether to be told every item of these bytes, where a format would put many into one."""
+
 
 class Silent:
     """Hears nothing; what other sinks start from."""
@@ -101,6 +104,9 @@ class Silent:
     def piece(self, stream: str, offset: int, file_offset: int, data: memoryview) -> None: ...
 
     def over(self, summary: Summary) -> None: ...
+
+    def wants(self, file_offset: int, size: int) -> bool:
+        return False
 
 
 class Several:
@@ -132,3 +138,6 @@ class Several:
     def over(self, summary: Summary) -> None:
         for sink in self._sinks:
             sink.over(summary)
+
+    def wants(self, file_offset: int, size: int) -> bool:
+        return any(sink.wants(file_offset, size) for sink in self._sinks)

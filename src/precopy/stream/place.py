@@ -19,6 +19,9 @@ class Place(Silent):
             self._inside[stream] = offset + self.offset - file_offset
             self._order.setdefault(stream, len(self._order))
 
+    def wants(self, file_offset: int, size: int) -> bool:
+        return file_offset <= self.offset < file_offset + size
+
     def end(self, item: Item) -> None:
         at = self._inside.get(item.stream)
         if at is not None and item.size and item.offset <= at < item.offset + item.size:

@@ -82,7 +82,7 @@ def _resync(stream: Stream) -> Steps[None]:
 
     state = _state(stream)
     state.digests = {DATA: None, MEMORY: None}
-    if (yield from stream.hunt(MAGIC.to_bytes(2, "little"), 0, HEADER.size, likely)):
+    if (yield from stream.hunt([(MAGIC.to_bytes(2, "little"), 0)], HEADER.size, likely)):
         yield from dissect(stream)
     else:
         _end(stream, state)
