@@ -28,6 +28,9 @@ BitField = tuple[str, int, int, Any, str]
 #: Most bytes that may be asked for in one piece. What is larger is passed over, not looked at.
 MAX_PIECE = (1 << 20) + (64 << 10)
 
+#: Most streams that one may carry.
+MAX_CARRIED = 256
+
 
 class Damage(Exception):
     """The first wrong byte: ``offset`` in the stream, what was expected, and what was found."""
@@ -69,6 +72,7 @@ class Stream:
         self._origins: deque[tuple[int, int]] = deque()
         self._received = 0
         self._ended = False
+        self._carried: list[Stream] = []
         #: Offset of the next byte.
         self.offset = 0
         self.memory: dict[str, Any] = {}
@@ -95,13 +99,17 @@ class Stream:
         self._at = 0
 
     def finish(self) -> None:
-        """Nothing more comes."""
+        """Nothing more comes, for the streams that are carried in this one either."""
+        if self._ended:
+            return
         if self._waiting:
             self._data = memoryview(b"".join([self._data[self._at :], *self._waiting]))
             self._waiting.clear()
             self._at = 0
         self._missing, self._ended = 0, True
         self._go()
+        for inner in self._carried:
+            inner.finish()
         self._sink.over(self.summary)
 
     def _go(self) -> None:
@@ -226,12 +234,17 @@ class Stream:
             self._sink.end(item)
 
     def rest(self, name: str, text: str = "") -> Steps[None]:
-        """All that is left, looked at by nobody."""
+        """All that is left, looked at by nobody: an item, where there is anything."""
         if not (yield from self.more()):
             return
-        with self.group(name, text=text):
+        digest = xxhash.xxh3_64() if self._digests else None
+        with self.group(name, text=text) as item:
             while (yield from self.more()):
+                if digest is not None:
+                    digest.update(self._data[self._at :])
                 self.advance(self._have())
+            if digest is not None:
+                item.digest = digest.hexdigest()
 
     def say(self, name: str, text: str = "") -> None:
         """An item of no bytes: a remark."""
@@ -323,11 +336,16 @@ class Stream:
     # --- Streams in it ------------------------------------------------------------------------
 
     def carry(self, name: str, format: str = "") -> "Stream":
-        """A stream that is carried in this one: fed by :meth:`pass_on`, over with :meth:`finish`.
+        """A stream that is carried in this one, fed by :meth:`pass_on`.
 
-        ``format``: its name where it is known; else it shows by its first bytes.
+        It is over with :meth:`finish`, or with this one. ``format``: its name where it is known; else
+        it shows by its first bytes. Damage where there are too many.
         """
-        return Stream(name, self._sink, self._run, format, self._depth + 1, self._digests)
+        if len(self._carried) >= MAX_CARRIED:
+            raise self.damage(f"at most {MAX_CARRIED} streams", "one more")
+        inner = Stream(name, self._sink, self._run, format, self._depth + 1, self._digests)
+        self._carried.append(inner)
+        return inner
 
     def pass_on(self, inner: "Stream", count: int, what: str) -> Steps[None]:
         """The next ``count`` bytes are ``inner``'s. Cut."""

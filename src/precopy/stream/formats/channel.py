@@ -14,7 +14,7 @@ from precopy.engine.channel import (
     ChannelError,
 )
 from precopy.engine.messages import Message
-from precopy.stream.cursor import Damage, Steps, Stream
+from precopy.stream.cursor import Steps, Stream
 from precopy.stream.layout import Layout, Values, hexadecimal
 from precopy.stream.registry import formats, register
 
@@ -47,7 +47,6 @@ class _State:
             DATA: xxhash.xxh3_64(),
             MEMORY: xxhash.xxh3_64(),
         }
-        self.finished = False
 
 
 def _state(stream: Stream) -> _State:
@@ -84,29 +83,14 @@ def _resync(stream: Stream) -> Steps[None]:
     state.digests = {DATA: None, MEMORY: None}
     if (yield from stream.hunt([(MAGIC.to_bytes(2, "little"), 0)], HEADER.size, likely)):
         yield from dissect(stream)
-    else:
-        _end(stream, state)
 
 
 @register("channel", "one direction of precopy's channel", _recognise, resync=_resync)
 def dissect(stream: Stream) -> Steps[None]:
     """Frames to the end; the device's state and what is in it are a stream of their own."""
     state = _state(stream)
-    try:
-        while (yield from stream.more()):
-            yield from _frame(stream, state)
-    except Damage as damage:
-        # The next frame may still come, and with it more of the device's stream.
-        if damage.found == "the end of the stream":
-            _end(stream, state)
-        raise
-    _end(stream, state)
-
-
-def _end(stream: Stream, state: _State) -> None:
-    if state.device is not None:
-        state.device.finish()
-        state.device = None
+    while (yield from stream.more()):
+        yield from _frame(stream, state)
 
 
 def _frame(stream: Stream, state: _State) -> Steps[None]:
@@ -190,8 +174,9 @@ def _heard(stream: Stream, state: _State, kind: str, fields: Message, content: b
                 )
             )
         state.digests[which] = xxhash.xxh3_64()
-        if kind == "end":
-            _end(stream, state)
+        if kind == "end" and state.device is not None:
+            state.device.finish()
+            state.device = None
 
 
 def _short(value: object) -> str:
