@@ -1,0 +1,50 @@
+"""Small good streams of every format, for the fuzzer to spoil."""
+
+import functools
+import json
+import struct
+from collections.abc import Callable
+
+import xxhash
+
+from precopy.engine.channel import CONTROL, DATA, MAGIC
+
+
+def mtty(ports: int = 2) -> bytes:
+    return struct.pack("<QIIII", 0x7E9D09898C3E2C4E, 1, 0, 0, ports) + bytes(36 * ports)
+
+
+def channel(carried: bytes) -> bytes:
+    """A capture of a source that sends ``carried`` as a device's state."""
+    frames: list[bytes] = []
+
+    def frame(kind: int, payload: bytes, checksum: int) -> None:
+        frames.append(struct.pack("<HBBIQ", MAGIC, kind, 0, len(payload), checksum) + payload)
+
+    def message(kind: str, **fields: object) -> None:
+        payload = json.dumps({"kind": kind, **fields}).encode()
+        frame(CONTROL, payload, xxhash.xxh3_64_intdigest(payload))
+
+    message("hello", program="fuzz", versions=[2])
+    running = xxhash.xxh3_64()
+    for start in range(0, len(carried), 50):
+        piece = carried[start : start + 50]
+        running.update(piece)
+        frame(DATA, piece, running.intdigest())
+    message("final")
+    message("end", bytes=len(carried), digest=running.intdigest())
+    message("switch", digest=xxhash.xxh3_64_intdigest(b""))
+    message("run")
+    return b"".join(frames)
+
+
+_MAKERS: dict[str, Callable[[], bytes]] = {
+    "mtty": mtty,
+    "channel": lambda: channel(mtty()),
+}
+
+
+@functools.cache
+def seeds() -> list[tuple[str, bytes]]:
+    """Format and stream."""
+    return [(name, make()) for name, make in _MAKERS.items()]
