@@ -4,12 +4,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3
 
-.PHONY: help run test truth lab-test lab-ordinary lab-debug lab-soak qemu-test conform lint format htmldocs pdfdocs bench clean
+.PHONY: help run test truth fuzz lab-test lab-ordinary lab-debug lab-soak qemu-test conform lint format htmldocs pdfdocs bench clean
 
 help:
 	@echo 'make run       move a software ConnectX VF between two processes, both ways'
 	@echo 'make test      the tests (under three minutes)'
 	@echo 'make truth     a guest of 1 GiB and 1,000 QPs moves at rates from idle to saturation'
+	@echo 'make fuzz      a million spoilt streams for the dissectors'
 	@echo 'make lab-test  the tests against a real kernel (builds two the first time)'
 	@echo 'make lab-soak  a working guest goes back and forth in a real kernel, TRIPS=200 times'
 	@echo 'make qemu-test QEMU moves the same device in the same kernel, and has the VF by vfio-user'
@@ -51,6 +52,9 @@ test: $(VENV)/.test
 
 truth: $(VENV)/.test
 	$(PY) -m tests.truth
+
+fuzz: $(VENV)/.test
+	$(PY) -m tests.fuzz.streams --inputs 1000000
 
 lab-test: $(VENV)/.test
 	$(VENV)/bin/precopy lab build --variant ordinary --variant debug >/dev/null
