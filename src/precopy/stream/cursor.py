@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
+from precopy.stream.elsewhere import Elsewhere
 from precopy.stream.item import Field, Item, Sink, Summary, Wrong
 from precopy.stream.layout import Layout, Values
 
@@ -27,6 +28,9 @@ BitField = tuple[str, int, int, Any, str]
 
 #: Most bytes that may be asked for in one piece. What is larger is passed over, not looked at.
 MAX_PIECE = (1 << 20) + (64 << 10)
+
+#: An offset in another file than the first has that file's number in the bits from here on.
+FILE_SHIFT = 56
 
 #: Most streams that one may carry.
 MAX_CARRIED = 256
@@ -76,6 +80,8 @@ class Stream:
         #: Offset of the next byte.
         self.offset = 0
         self.memory: dict[str, Any] = {}
+        #: The file that this is and those beside it, to be looked at elsewhere; None for a pipe.
+        self.files: Sequence[Elsewhere | None] = ()
         self.summary = Summary(name, format)
         self._steps: Steps[None] | None = run(self)
 
@@ -83,7 +89,9 @@ class Stream:
 
     def feed(self, piece: memoryview, file_offset: int) -> None:
         """The next bytes, which lie at ``file_offset``; they are the caller's again on return."""
-        self._origins.append((self._received, file_offset))
+        origins = self._origins
+        if not origins or file_offset - origins[-1][1] != self._received - origins[-1][0]:
+            origins.append((self._received, file_offset))
         self._received += len(piece)
         self.summary.bytes += len(piece)
         if len(piece) < self._missing:
@@ -358,6 +366,12 @@ class Stream:
             inner.feed(piece, self.file_offset())
             self.advance(step)
             count -= step
+
+    def bring(self, inner: "Stream", data: bytes, file: int, offset: int) -> None:
+        """``data`` are ``inner``'s, from ``offset`` of :attr:`files` number ``file``."""
+        where = (file << FILE_SHIFT) + offset
+        self._sink.piece(inner.name, inner._received, where, memoryview(data))
+        inner.feed(memoryview(data), where)
 
 
 def _first(

@@ -1,9 +1,11 @@
 """Dissects a stream from its first byte to its last, whatever is in it."""
 
 import io
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from precopy.stream.cursor import Cut, Damage, Steps, Stream
+from precopy.stream.elsewhere import elsewhere
 from precopy.stream.item import Sink, Summary
 from precopy.stream.registry import HEAD_BYTES, Format, formats, recognise
 
@@ -50,13 +52,21 @@ def _recognise(stream: Stream) -> Steps[Format | None]:
     return found
 
 
-def dissect(source: BinaryIO, sink: Sink, format: str = "", digests: bool = False) -> Summary:
+def dissect(
+    source: BinaryIO,
+    sink: Sink,
+    format: str = "",
+    digests: bool = False,
+    beside: Sequence[BinaryIO] = (),
+) -> Summary:
     """Dissect all of ``source``, told to ``sink``; what it came to, of the stream itself.
 
     ``format``: the name of a format; else it shows by the first bytes. ``digests``: items of bytes
-    that nobody looks into get a digest. OSError where ``source`` can't be read.
+    that nobody looks into get a digest. ``beside``: files with parts of what ``source`` carries, such
+    as QEMU's multifd channels. OSError where ``source`` can't be read.
     """
     stream = Stream("", sink, run, format, digests=digests)
+    stream.files = [elsewhere(file) for file in (source, *beside)]
     buffer = memoryview(bytearray(PIECE))
     offset = 0
     while True:
