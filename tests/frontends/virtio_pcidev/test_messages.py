@@ -81,6 +81,13 @@ def test_a_memory_table_has_as_many_regions_as_it_says(count: int) -> None:
         messages.parse_payload(Request.SET_MEM_TABLE, memoryview(payload), 1)
 
 
+def test_a_memory_table_may_have_room_for_more_regions() -> None:
+    """As that of Linux 6.12 has."""
+    payload = struct.pack("<IIQQQQ32x", 1, 0, 1, 2, 3, 4)
+    found = messages.parse_payload(Request.SET_MEM_TABLE, memoryview(payload), 1)
+    assert found == (messages.Region(1, 2, 3, 4),)
+
+
 def test_what_is_sent_is_as_the_kernel_wants_it() -> None:
     assert messages.pack_reply(Request.GET_FEATURES, bytes(8)) == header(1, 5, 8) + bytes(8)
     assert messages.pack_call(1) == header(4, 1, 8) + struct.pack("<II", 1, 0)
