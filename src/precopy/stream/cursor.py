@@ -75,7 +75,7 @@ class Stream:
         #: Where pieces begin: offset here, offset in the file.
         self._origins: deque[tuple[int, int]] = deque()
         self._received = 0
-        self._ended = False
+        self._ended = self._left = False
         self._carried: list[Stream] = []
         #: Offset of the next byte.
         self.offset = 0
@@ -119,6 +119,13 @@ class Stream:
         for inner in self._carried:
             inner.finish()
         self._sink.over(self.summary)
+
+    def leave(self, why: str) -> None:
+        """It is over here but goes on where nobody looks, so that nobody says it is cut."""
+        if not self._ended:
+            self._left = True
+            self.finish()
+            self.say("goes on elsewhere", why)
 
     def _go(self) -> None:
         """Until the dissector needs more, or has come to its end."""
@@ -308,6 +315,8 @@ class Stream:
 
     def tell_wrong(self, damage: Damage, file_offset: int | None = None) -> None:
         """Say so, without leaving. ``file_offset``: where the byte lies, for one far behind."""
+        if self._left and damage.offset >= self._received:
+            return
         self.summary.wrong += 1
         where = file_offset
         if where is None:

@@ -1,0 +1,165 @@
+"""The description of the devices' state that QEMU puts behind its stream: names, types and sizes.
+
+migration/vmstate.c writes it, as JSON. A section has no length of its own, so this is what tells it,
+where one can look at the end of the stream before its beginning.
+"""
+
+import json
+import re
+from typing import Any
+
+from precopy.stream.cursor import BitField
+from precopy.stream.elsewhere import Elsewhere
+from precopy.stream.layout import printable
+
+#: The end of a file in which the description is looked for.
+MAX_BYTES = 16 << 20
+
+#: Fields that are told of a section; what is behind them is one more.
+MAX_FIELDS = 1024
+
+#: Elements of an array that are told one by one, where they are structures.
+_MAX_ELEMENTS = 64
+
+#: Bytes of a field of no known type that are shown.
+_SHOWN = 16
+
+_INTEGER = re.compile(r"(u?)int(8|16|32|64)\b")
+
+_SUBSECTION = 5
+
+Node = dict[str, Any]
+
+
+class MisfitError(Exception):
+    """The bytes are not what the description says."""
+
+
+class Description:
+    """Of each device by name and instance: its fields, and how many bytes they are."""
+
+    def __init__(self, text: bytes) -> None:
+        """ValueError where ``text`` is none."""
+        try:
+            found = json.loads(text)
+            self.page_size = int(found.get("page_size", 4096))
+            self.devices = {(str(e["name"]), int(e["instance_id"])): e for e in found["devices"]}
+            self._sizes = {key: _size(node) for key, node in self.devices.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError("no description of devices") from error
+
+    def size(self, name: str, instance: int) -> int | None:
+        """Bytes of a device's state in the stream; None where it is not described."""
+        return self._sizes.get((name, instance))
+
+    def fields(self, name: str, instance: int, data: bytes) -> list[BitField]:
+        """What is in ``data``, the device's state. MisfitError."""
+        node = self.devices[name, instance]
+        try:
+            walk = _Walk(data)
+            if walk.node(node, 0, "") != len(data):
+                raise MisfitError
+            return walk.found
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
+            raise MisfitError from None
+
+
+def look_for(file: Elsewhere) -> Description | None:
+    """The description at the end of ``file``, or None."""
+    size = file.size()
+    for reach in (1 << 18, MAX_BYTES):
+        tail = file.read_at(max(0, size - reach), reach)
+        for match in re.finditer(rb"\x00\x06(?=(....)\{)", tail, re.DOTALL):
+            start = match.end() + 4
+            if int.from_bytes(match[1], "big") == len(tail) - start:
+                try:
+                    return Description(tail[start:])
+                except ValueError:
+                    return None
+        if reach >= size:
+            break
+    return None
+
+
+def _inner(field: Node) -> Node | None:
+    """What a field is made of, where it is a structure."""
+    if "struct" in field:
+        return dict(field["struct"])
+    return field if "fields" in field else None
+
+
+def _count(field: Node) -> int:
+    return int(field.get("array_len", 1))
+
+
+def _size(node: Node) -> int:
+    if "vmsd_name" not in node and "size" in node:
+        return int(node["size"])
+    total = sum(int(each["size"]) * _count(each) for each in node["fields"])
+    for each in node.get("subsections", ()):
+        total += 6 + len(str(each["vmsd_name"])) + _size(each)
+    if total < 0:
+        raise ValueError("a size below 0")
+    return total
+
+
+class _Walk:
+    """Through the fields of a device, to the bytes of each."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.found: list[BitField] = []
+
+    def node(self, node: Node, at: int, prefix: str) -> int:
+        """The fields, then the subsections; where they end."""
+        for field in node["fields"]:
+            at = self._field(field, at, prefix)
+        for each in node.get("subsections", ()):
+            name = str(each["vmsd_name"])
+            head = bytes([_SUBSECTION, len(name)]) + name.encode("latin-1")
+            if not self._data.startswith(head, at):
+                raise MisfitError
+            self._add(f"{prefix}{name}", at, len(head) + 4, "subsection")
+            at = self.node(each, at + len(head) + 4, f"{name.rpartition('/')[2]}.")
+        return at
+
+    def _field(self, field: Node, at: int, prefix: str) -> int:
+        name, size, count = f"{prefix}{field['name']}", int(field["size"]), _count(field)
+        end = at + size * count
+        if size < 0 or count < 0 or end > len(self._data):
+            raise MisfitError
+        if "index" in field:
+            name = f"{name}[{field['index']}]"
+        inner = _inner(field)
+        if inner is None or not size:
+            self._value(name, str(field["type"]), at, size, count)
+        elif count <= _MAX_ELEMENTS and len(self.found) < MAX_FIELDS:
+            for number in range(count):
+                which = f"{name}[{number}]" if count > 1 else name
+                self.node(inner, at + number * size, f"{which}.")
+        else:
+            self._add(name, at, size * count, f"{count} structures of {size} bytes")
+        return end
+
+    def _value(self, name: str, kind: str, at: int, size: int, count: int) -> None:
+        data = self._data[at : at + size * count]
+        integer = _INTEGER.match(kind)
+        if kind == "bool" or (integer and int(integer[2]) == 8 * size):
+            signed = integer is not None and not integer[1]
+            values = [
+                int.from_bytes(data[each : each + size], "big", signed=signed)
+                for each in range(0, min(len(data), size * _SHOWN), size)
+            ]
+            told = " ".join(map(str, values)) + (" ..." if count > _SHOWN else "")
+            self._add(name, at, len(data), told, values[0] if count == 1 else data.hex())
+        elif len(data) <= _SHOWN:
+            self._add(name, at, len(data), data.hex(), data.hex())
+        else:
+            text = printable(data.rstrip(b"\0")[:_SHOWN]) if kind == "buffer" else ""
+            told = f"{len(data)} bytes" if not text.isalnum() else f"{text}, {len(data)} bytes"
+            self._add(name, at, len(data), f"{told} ({kind})")
+
+    def _add(self, name: str, at: int, size: int, text: str, value: object = None) -> None:
+        if len(self.found) < MAX_FIELDS:
+            said = text if value is None else value
+            self.found.append((name, at, size, said, text))
