@@ -1,0 +1,73 @@
+"""Streams that the project's own device makes, with a guest at work."""
+
+import errno
+import select
+import time
+
+from precopy.backends import open_device
+from precopy.vfio.device import MigrationFile
+from precopy.vfio.guest import Guest
+from precopy.vfio.states import DeviceState
+
+#: How long anything here may take.
+_PATIENCE = 20.0
+
+
+def _drain(file: MigrationFile) -> bytes:
+    """All there is, up to the end for now or for good."""
+    found, buffer = [], bytearray(1 << 20)
+    try:
+        while count := file.readinto(buffer):
+            found.append(bytes(buffer[:count]))
+    except OSError as error:
+        if error.errno != errno.ENOMSG:
+            raise
+    return b"".join(found)
+
+
+def _work(guest: Guest) -> None:
+    """Until the guest has sent something more."""
+    before, end = guest.counts().sent, time.monotonic() + _PATIENCE
+    while guest.counts().sent == before:
+        assert time.monotonic() < end, "the guest does not work"
+        guest_yields()
+
+
+def guest_yields() -> None:
+    """Let the guest's thread run."""
+    time.sleep(0)
+
+
+def precopy_stream(name: str, middle: int = 3) -> bytes:
+    """PRE_COPY under a working guest, ``middle`` images, then STOP_COPY to the end."""
+    opened = open_device(name)
+    try:
+        device, guest = opened.device, opened.guest
+        assert guest is not None
+        guest.start()
+        file = device.set_state(DeviceState.PRE_COPY)
+        assert file is not None
+        found = [_drain(file)]
+        for _ in range(middle):
+            _work(guest)
+            file.precopy_info()
+            assert file.poll(select.POLLIN, _PATIENCE)
+            found.append(_drain(file))
+        _work(guest)
+        guest.pause()
+        device.set_state(DeviceState.STOP_COPY)
+        found.append(_drain(file))
+        return b"".join(found)
+    finally:
+        opened.close()
+
+
+def stopped_stream(name: str) -> bytes:
+    """STOP_COPY from RUNNING: the whole state at once."""
+    opened = open_device(name)
+    try:
+        file = opened.device.set_state(DeviceState.STOP_COPY)
+        assert file is not None
+        return _drain(file)
+    finally:
+        opened.close()
