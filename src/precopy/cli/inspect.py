@@ -64,6 +64,7 @@ def opened(file: Path) -> Iterator[BinaryIO]:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.argument("channels", nargs=-1, type=click.Path(path_type=Path), metavar="[CHANNEL]...")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
 @click.option("--brief", is_flag=True, help="Only what it comes to, and what is wrong.")
 @click.option("--at", type=_offset, metavar="OFFSET", help="What lies at this byte of the file.")
@@ -86,6 +87,7 @@ def opened(file: Path) -> Iterator[BinaryIO]:
 def inspect(
     context: click.Context,
     file: Path,
+    channels: tuple[Path, ...],
     as_json: bool,
     brief: bool,
     at: int | None,
@@ -93,6 +95,9 @@ def inspect(
     extract: Path | None,
 ) -> None:
     """Dissect FILE (- is standard input): a device's stream, or one that carries it.
+
+    CHANNELs are captures of multifd's channels where FILE is one of QEMU's main stream: the devices'
+    states that went over them are put together. By itself, each can be dissected as FILE.
 
     Exit status: 0, or 1 where something in it is wrong or its format is not known.
     """
@@ -108,7 +113,9 @@ def inspect(
             if extraction is not None:
                 sinks.append(extraction)
                 stack.callback(extraction.close)
-            dissect(stack.enter_context(opened(file)), Several(*sinks), name or "")
+            source = stack.enter_context(opened(file))
+            beside = [stack.enter_context(opened(each)) for each in channels]
+            dissect(source, Several(*sinks), name or "", beside=beside)
             if place is not None:
                 _tell_place(place)
             else:

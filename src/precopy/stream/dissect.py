@@ -24,6 +24,8 @@ def run(stream: Stream) -> Steps[None]:
         return
     summary = stream.summary
     stream.recognised(format.name, format.title)
+    if stream.files[1:] and not format.beside:
+        stream.tell_wrong(stream.damage("a format with parts in other files", format.name))
     steps = format.dissect(stream)
     while True:
         try:

@@ -23,25 +23,33 @@ Recognise = Callable[[bytes], int]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """``resync`` goes on behind a wrong place, where that can be found; it dissects from there."""
+    """``resync`` goes on behind a wrong place, where that can be found; it dissects from there.
+
+    ``beside``: parts of what a stream carries may lie in other files.
+    """
 
     name: str
     title: str
     recognise: Recognise
     dissect: Dissect
     resync: Dissect | None = None
+    beside: bool = False
 
 
 _FORMATS: dict[str, Format] = {}
 
 
 def register(
-    name: str, title: str, recognise: Recognise, resync: Dissect | None = None
+    name: str,
+    title: str,
+    recognise: Recognise,
+    resync: Dissect | None = None,
+    beside: bool = False,
 ) -> Callable[[Dissect], Dissect]:
     """Registers the decorated dissector as the format ``name``."""
 
     def add(dissect: Dissect) -> Dissect:
-        _FORMATS[name] = Format(name, title, recognise, dissect, resync)
+        _FORMATS[name] = Format(name, title, recognise, dissect, resync, beside)
         return dissect
 
     return add

@@ -3,9 +3,13 @@
 from precopy.stream.qemu import multifd, sections
 from precopy.stream.registry import begins_with, register
 
-register("qemu", "a migration stream of QEMU", begins_with(sections.MAGIC), sections.resync)(
-    sections.dissect
-)
+register(
+    "qemu",
+    "a migration stream of QEMU",
+    begins_with(sections.MAGIC),
+    sections.resync,
+    beside=True,
+)(sections.dissect)
 register(
     "qemu-multifd", "a multifd channel of QEMU's migration", multifd.recognise, multifd.resync
 )(multifd.dissect)

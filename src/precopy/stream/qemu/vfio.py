@@ -77,7 +77,10 @@ def _by_multifd(stream: Stream, main: Main, section: Section) -> None:
     device = _device(stream, main, section)
     for index in range(len(packets)):
         packet = packets.get(index)
-        if packet is None or packet.config:
+        if packet is None:
+            break
+        if packet.config:
+            device.phase("config", packet.size)
             break
         file = stream.files[packet.file]
         assert file is not None
