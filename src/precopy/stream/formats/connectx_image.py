@@ -78,26 +78,31 @@ class Chain:
         #: Whether any image was the adapter's, and whether the last one carried FINAL.
         self.known = False
         self.complete = False
-        self._session: int | None = None
-        self._sequence: int | None = None
+        #: What the next image may have; nothing where nobody knows. One that is refused leaves open
+        #: whether it was wrong itself or one before it is missing.
+        self._sessions: tuple[int, ...] = ()
+        self._sequences: tuple[int, ...] = ()
 
     def lost(self) -> None:
         """Images may be missing."""
-        self._session = self._sequence = None
+        self._sessions = self._sequences = ()
 
     def fault(self, head: Values) -> tuple[str, str] | None:
         """Take the next image: the field that the firmware refuses, and what it expects there."""
         full = head["flags"] & ImageFlags.FULL
-        sequence = 0 if full else self._sequence
-        session = None if full else self._session
+        sequences = (0,) if full else self._sequences
+        sessions = () if full else self._sessions
+        sequence, session = head["sequence"], head["session"]
         self.known, self.complete = True, bool(head["flags"] & ImageFlags.FINAL)
-        self._session, self._sequence = head["session"], head["sequence"] + 1
+        right = sequence in sequences, session in sessions
+        self._sequences = (sequence + 1, *(() if right[0] else (each + 1 for each in sequences)))
+        self._sessions = (session, *(() if right[1] else sessions))
         if head["magic"] != adapter.MAGIC:
             return "magic", adapter.MAGIC.hex()
-        if sequence is not None and head["sequence"] != sequence:
-            return "sequence", f"{sequence}, the next image of the session"
-        if session is not None and head["session"] != session:
-            return "session", f"{session:#x}, the session of the images before"
+        if sequences and not right[0]:
+            return "sequence", f"{sequences[-1]}, the next image of the session"
+        if sessions and not right[1]:
+            return "session", f"{sessions[-1]:#x}, the session of the images before"
         if head["model"] != adapter.MODEL:
             return "model", f"{adapter.MODEL:#x}"
         return None

@@ -129,6 +129,8 @@ def _record(stream: Stream, state: _State) -> Steps[None]:
         count = inside["length"]
     if count > records.MAX_RECORD:
         raise records.too_large(stream, head)
+    if tag == Tag.STOP_COPY_SIZE and inside is None:
+        count = yield from _size_of_size(stream, count)
     if inside is not None and tag != Tag.FW_DATA:
         at = stream.offset + RECORD.offset("tag")
         stream.tell_wrong(stream.damage("tag 0, of an image", f"{tag:#x}", at))
@@ -161,12 +163,25 @@ def _image(
     yield from stream.opaque(f"image {number}", count, f"{text}; opaque, the firmware's own")
 
 
+def _size_of_size(stream: Stream, count: int) -> Steps[int]:
+    """How large a STOP_COPY_SIZE is: the driver writes 8 bytes, and passes over what is behind them."""
+    whole = RECORD.size + STOP_COPY_SIZE.size
+    if count == STOP_COPY_SIZE.size:
+        return count
+    ahead = yield from stream.head(whole + RECORD.size)
+    follows = False
+    if len(ahead) == whole + RECORD.size:
+        head = RECORD.values(ahead[whole:])
+        follows = _is_image(head) and head["record_size"] <= records.MAX_RECORD
+    if count < STOP_COPY_SIZE.size or follows:
+        expected = f"{STOP_COPY_SIZE.size} bytes of a STOP_COPY_SIZE"
+        stream.tell_wrong(stream.damage(expected, str(count)))
+    return STOP_COPY_SIZE.size if follows else count
+
+
 def _announced(stream: Stream, state: _State, count: int) -> Steps[None]:
     state.announced = True
     if count < STOP_COPY_SIZE.size:
-        at = stream.offset - RECORD.size
-        expected = f"{STOP_COPY_SIZE.size} bytes of a STOP_COPY_SIZE"
-        stream.tell_wrong(stream.damage(expected, str(count), at))
         yield from stream.opaque("unknown", count)
         return
     yield from stream.struct("expected", STOP_COPY_SIZE, "what a target may make room for")
