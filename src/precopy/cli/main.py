@@ -14,8 +14,11 @@ COMMANDS = {
     "experiment": "precopy.cli.experiment",
     "inspect": "precopy.cli.inspect",
     "lab": "precopy.cli.lab",
+    "load": "precopy.cli.load",
     "migrate": "precopy.cli.migrate",
     "receive": "precopy.cli.receive",
+    "replay": "precopy.cli.replay",
+    "save": "precopy.cli.save",
     "serve": "precopy.cli.serve",
 }
 

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import click
 
@@ -18,6 +19,7 @@ from precopy.cli.common import (
 )
 from precopy.cli.hold import hold
 from precopy.cli.receiver import Receiver
+from precopy.cli.record import recorded
 from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine import address as addresses
 from precopy.engine.address import AddressError
@@ -110,6 +112,12 @@ from precopy.vfio.guest import Guest
     help="In doubt whether it runs at the target, keep the device here, stopped, until a signal says"
     " what becomes of it.",
 )
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write what goes over the channel, with its times, to FILE: for inspect, replay and load.",
+)
 @click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 def migrate(
@@ -128,6 +136,7 @@ def migrate(
     silence: float,
     run_for: float,
     keep: bool,
+    record: Path | None,
     progress: str,
     as_json: bool,
 ) -> None:
@@ -142,6 +151,8 @@ def migrate(
     policy = Policy(downtime_limit / 1e3, max_rounds, timeout, GiveUp(give_up))
     if compare and addresses.is_address(target):
         fail("--compare needs a device as its target: it moves twice", ExitStatus.USAGE)
+    if compare and record is not None:
+        fail("--record takes one migration, --compare makes two", ExitStatus.USAGE)
     reports = []
     for precopy in (True, False) if compare else (not no_precopy,):
         options = Options(
@@ -153,7 +164,7 @@ def migrate(
             max_bandwidth=float(max_bandwidth),
             tracking=tracking,
         )
-        reports.append(_once(source, target, options, wait, run_for, keep, progress))
+        reports.append(_once(source, target, options, wait, run_for, keep, record, progress))
     if as_json:
         found = [report.to_dict() for report in reports]
         print(json.dumps(found if compare else found[0], indent=2))
@@ -174,6 +185,7 @@ def _once(
     wait: float,
     run_for: float,
     keep: bool,
+    record: Path | None,
     progress: str,
 ) -> Report:
     with ExitStack() as stack:
@@ -187,15 +199,16 @@ def _once(
             if not addresses.is_address(target):
                 receiver = Receiver(target, options.silence, run_for)
                 stack.callback(receiver.end)
-                target = _address_of(receiver)
+                target = address_of(receiver)
             with (
                 progress_of(progress) as tell,
-                closing(_connect(target, options.silence, wait, tell)) as channel,
+                closing(connect(target, options.silence, wait, tell)) as channel,
             ):
                 # From here on the engine decides what a signal means: it is too late for a cancel
                 # once the right to run has been given away.
                 signals.action = options.cancel.set
-                report = move(opened, channel, options, tell)
+                with recorded(channel, record):
+                    report = move(opened, channel, options, tell)
         except InDoubt as error:
             where = receiver.end() if receiver else f"it listened at {target}"
             if keep:
@@ -222,7 +235,7 @@ def _once(
     return report
 
 
-def _address_of(receiver: Receiver) -> str:
+def address_of(receiver: Receiver) -> str:
     """Where it listens. Its own complaint and status, where it does not."""
     address = receiver.address()
     if address is None:
@@ -231,7 +244,7 @@ def _address_of(receiver: Receiver) -> str:
     return address
 
 
-def _connect(target: str, silence: float, wait: float, tell: Progress) -> Channel:
+def connect(target: str, silence: float, wait: float, tell: Progress) -> Channel:
     """A channel to where a target listens; without one, the line that says why."""
     told = safely(tell)
     try:

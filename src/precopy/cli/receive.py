@@ -32,7 +32,7 @@ from precopy.engine.target import receive as take
 from precopy.vfio.guest import Guest
 
 #: All the memory that this machine has: a guest that fills more would be its end.
-_MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+MACHINE_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @click.command()
@@ -62,7 +62,7 @@ _MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 @click.option(
     "--max-memory",
     type=size,
-    default=str(_MACHINE),
+    default=str(MACHINE_MEMORY),
     help="Most guest memory to take, such as 4G.  [default: this machine's memory]",
 )
 @click.option(
@@ -122,7 +122,7 @@ def receive(
             fail(f"{listen}: {reason_of(error)}; nothing runs here", ExitStatus.FAILED)
         except KeyboardInterrupt:
             fail("cancelled; nothing runs here", ExitStatus.CANCELLED)
-        _run(received, stop, run_for, settle, as_json)
+        run_here(received, stop, run_for, settle, as_json)
 
 
 def _listen(text: str, plain_from_network: bool) -> Listening:
@@ -148,7 +148,7 @@ def _say(as_json: bool, text: str, **fields: object) -> None:
             os.dup2(nobody.fileno(), sys.stdout.fileno())
 
 
-def _run(
+def run_here(
     received: Received, stop: threading.Event, run_for: float | None, settle: float, as_json: bool
 ) -> None:
     """The device works here until its time is over, or somebody ends it."""

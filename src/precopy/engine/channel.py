@@ -92,6 +92,8 @@ class Channel:
         self._broken = False
         #: Set it to end, by Interrupted, whatever waits for the peer (a read: only with a limit).
         self.cancel = threading.Event()
+        #: Told of every frame: whether it is sent (it is about to be), its header and its payload.
+        self.tap: Callable[[bool, bytes | memoryview, bytes | memoryview], object] | None = None
         #: Bytes sent and received, frames and all.
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -128,7 +130,9 @@ class Channel:
     # --- Sending ------------------------------------------------------------------------------
 
     def _send(self, kind: int, payload: bytes | memoryview, checksum: int) -> None:
-        header = _HEADER.pack(MAGIC, kind, 0, len(payload), checksum)
+        self._send_frame(_HEADER.pack(MAGIC, kind, 0, len(payload), checksum), payload)
+
+    def _send_frame(self, header: bytes, payload: bytes | memoryview) -> None:
         # Together: a header alone would wake the peer for nothing.
         if len(payload) <= 4096:
             parts = [memoryview(header + payload)]
@@ -138,6 +142,9 @@ class Channel:
             raise Closed(f"the connection broke after byte {self.bytes_sent} sent")
         if self._pace:
             self._wait_for_turn(len(header) + len(payload))
+        if self.tap is not None:
+            # Before it goes: the answer can't be told of earlier.
+            self.tap(True, header, payload)
         try:
             self._push(parts)
         except BaseException:
@@ -184,6 +191,10 @@ class Channel:
         if len(payload) > MAX_CONTROL:
             raise ChannelError(f"a message of {len(payload)} bytes is too long")
         self._send(CONTROL, payload, xxhash.xxh3_64_intdigest(payload))
+
+    def send_recorded(self, frame: memoryview) -> None:
+        """A frame, header and all, as another channel has sent it; nothing in it is looked at."""
+        self._send_frame(bytes(frame[:HEADER_BYTES]), frame[HEADER_BYTES:])
 
     def count_sent(self, kind: int, payload: bytes | memoryview) -> None:
         """A control message belongs to a stream: its digest from now on covers that, too."""
@@ -252,6 +263,8 @@ class Channel:
             digest = stream.intdigest()
         if digest != checksum:
             raise ChannelError(f"frame at byte {start} is damaged (checksum)")
+        if self.tap is not None:
+            self.tap(False, self._head, payload)
         return kind, payload
 
     def end_received(self, kind: int = DATA) -> int:

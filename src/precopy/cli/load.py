@@ -1,0 +1,67 @@
+"""``precopy load``."""
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import click
+
+from precopy.cli.common import PROGRESS_KINDS, SECONDS, fail, open_or_fail, progress_of, size
+from precopy.cli.receive import MACHINE_MEMORY, run_here
+from precopy.cli.signals import SignalEvent, Signals
+from precopy.engine.outcome import ExitStatus, MigrationError
+from precopy.engine.replay import examine
+from precopy.engine.replay import load as load_into
+from precopy.engine.target import TargetOptions
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("device")
+@click.option(
+    "--max-memory",
+    type=size,
+    default=str(MACHINE_MEMORY),
+    help="Most guest memory to take, such as 4G.  [default: this machine's memory]",
+)
+@click.option(
+    "--run-for",
+    type=SECONDS,
+    help="End the device so many seconds after it was loaded.  [default: at SIGTERM]",
+)
+@click.option("--settle", type=SECONDS, default=5.0, help="Seconds the guest has to settle.")
+@click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
+@click.option("--json", "as_json", is_flag=True, help="What happened, as JSON lines on stdout.")
+def load(
+    file: Path,
+    device: str,
+    max_memory: int,
+    run_for: float | None,
+    settle: float,
+    progress: str,
+    as_json: bool,
+) -> None:
+    """Load what FILE holds into DEVICE, which then runs in this process.
+
+    FILE is what precopy save or migrate --record has written. It is read to its end before the device
+    is opened: a file that is cut or altered, or that holds no whole state, changes nothing.
+    """
+    stop = SignalEvent()
+    with ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        try:
+            recorded = examine(file)
+            if not recorded.closing.complete:
+                fail(
+                    f"{file} does not hold all of a device's state: {recorded.closing.outcome}",
+                    ExitStatus.FAILED,
+                )
+            opened = stack.enter_context(closing(open_or_fail(device, target=True)))
+            options = TargetOptions(max_memory=max_memory, cancel=stop)
+            with progress_of(progress) as tell:
+                signals.action = stop.set
+                received = load_into(file, recorded, opened, options, tell)
+        except MigrationError as error:
+            fail(str(error), error.status)
+        except KeyboardInterrupt:
+            fail("cancelled; nothing has changed", ExitStatus.CANCELLED)
+        run_here(received, stop, run_for, settle, as_json)

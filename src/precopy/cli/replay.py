@@ -1,0 +1,99 @@
+"""``precopy replay``."""
+
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import click
+
+from precopy.cli.common import (
+    PROGRESS_KINDS,
+    SECONDS,
+    SOME_SECONDS,
+    fail,
+    number,
+    progress_of,
+)
+from precopy.cli.migrate import address_of, connect
+from precopy.cli.receiver import Receiver
+from precopy.cli.signals import SignalEvent, Signals
+from precopy.engine import address as addresses
+from precopy.engine.outcome import ExitStatus, MigrationError
+from precopy.engine.replay import ReplayOptions, examine
+from precopy.engine.replay import replay as play
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("target")
+@click.option(
+    "--speed",
+    type=number("times"),
+    default=1.0,
+    show_default=True,
+    help="Times the recording's own pace; 0: as fast as it goes.",
+)
+@click.option("--wait", type=SECONDS, default=0.0, help="Seconds to go on trying to connect.")
+@click.option(
+    "--silence",
+    type=SOME_SECONDS,
+    default=30.0,
+    show_default=True,
+    help="Seconds a target may say nothing.",
+)
+@click.option(
+    "--run-for",
+    type=SECONDS,
+    default=1.0,
+    show_default=True,
+    help="Seconds that a guest works on in a process started for it, before it is counted.",
+)
+@click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
+def replay(
+    file: Path,
+    target: str,
+    speed: float,
+    wait: float,
+    silence: float,
+    run_for: float,
+    progress: str,
+) -> None:
+    """Play the migration that FILE holds once more, to TARGET: a device, or where one listens.
+
+    What the target answers is compared with what was answered then: a target that failed is to fail
+    again, without its source. The exit status is that of a migration that ends so.
+    """
+    options = ReplayOptions(speed, silence, SignalEvent())
+    with ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        receiver = None
+        try:
+            recorded = examine(file)
+            if not addresses.is_address(target):
+                receiver = Receiver(target, silence, run_for)
+                stack.callback(receiver.end)
+                target = address_of(receiver)
+            with (
+                progress_of(progress) as tell,
+                closing(connect(target, silence, wait, tell)) as channel,
+            ):
+                signals.action = options.cancel.set
+                began = time.monotonic()
+                play(file, recorded, channel, options, tell)
+                took = time.monotonic() - began
+        except MigrationError as error:
+            fail(str(error), error.status)
+        except KeyboardInterrupt:
+            fail("cancelled", ExitStatus.CANCELLED)
+        print(
+            f"the target runs the device, after {took:.2f} s (recorded: {recorded.closing.seconds:.2f} s)"
+        )
+        if receiver is not None:
+            signals.action = receiver.hurry
+            if not recorded.manifest["guest"]:
+                receiver.hurry()
+            guest = receiver.guest()
+            if guest is not None:
+                print(f"guest: {guest.sent} sent, {guest.received} received, {guest.faults} faults")
+                if guest.faults:
+                    fail(f"the guest counted faults: {guest}", ExitStatus.GUEST_FAULTS)

@@ -1,0 +1,233 @@
+"""Plays a recording to a target: a saved device into a device, or a migration once more."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from precopy.engine import messages
+from precopy.engine.channel import CONTROL, HEADER_BYTES, Channel, ChannelError, Interrupted
+from precopy.engine.listener import Listener, TargetFailed
+from precopy.engine.messages import Message
+from precopy.engine.outcome import Cancelled, Failed, MigrationError, Refused, Stopped, reason_of
+from precopy.engine.progress import Progress, Snapshot, safely, silent
+from precopy.engine.target import Received, TargetOptions, receive
+from precopy.stream.recording import (
+    CLOSE,
+    TO_SOURCE,
+    TO_TARGET,
+    Closing,
+    Entry,
+    RecordingError,
+    read,
+)
+from precopy.vfio.guest import Opened
+
+#: What a target may answer, except that it has failed.
+_ANSWERS = ("hello", "accept", "refuse", "synced", "ready", "running", "stuck")
+
+#: What the errors are that a target's answers lead to.
+_ERRORS: dict[str, type[MigrationError]] = {"refuse": Refused, "stuck": Stopped}
+
+#: Seconds for a target to fail as it did, where nothing more comes.
+_OBJECTION = 5.0
+
+#: A target's last word where it did not take the device.
+_REFUSALS = ("refuse", "failed", "stuck")
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a recording says of itself: all of it has been read and found whole."""
+
+    closing: Closing
+    manifest: Message
+    #: The target's last word where it was a refusal: its kind and its reason.
+    refusal: tuple[str, str] | None
+
+
+def _message(payload: memoryview) -> tuple[str, Message] | None:
+    """The message in a frame of the channel; None for a frame of another kind. ChannelError."""
+    if len(payload) <= HEADER_BYTES or payload[2] != CONTROL:
+        return None
+    return messages.decode(payload[HEADER_BYTES:])
+
+
+def examine(path: Path) -> Recorded:
+    """Read all of ``path``. Failed with what is wrong, and where."""
+    wanted: Message | None = None
+    closing = refusal = None
+    try:
+        with path.open("rb") as file:
+            for entry in read(file):
+                if entry.kind == CLOSE:
+                    closing = Closing.parse(entry.payload)
+                    continue
+                said = _message(entry.payload)
+                if said is None:
+                    continue
+                if said[0] == "manifest" and entry.kind == TO_TARGET and wanted is None:
+                    wanted = said[1]
+                elif said[0] in _REFUSALS and entry.kind == TO_SOURCE:
+                    refusal = (said[0], str(said[1]["reason"]))
+    except OSError as error:
+        raise Failed(f"{path}: {reason_of(error)}; nothing has changed") from error
+    except (RecordingError, ChannelError) as error:
+        raise Failed(f"{path}: {error}; nothing has changed") from error
+    assert closing is not None
+    if wanted is None:
+        raise Failed(f"{path} ends before the device is described: {closing.outcome}")
+    return Recorded(closing, wanted, refusal)
+
+
+@dataclass(slots=True)
+class ReplayOptions:
+    """``speed``: 1.0 is the recording's own pace, 0 as fast as it goes; ``silence``: seconds that a
+    target may say nothing."""
+
+    speed: float = 0.0
+    silence: float = 30.0
+    cancel: threading.Event = field(default_factory=threading.Event)
+    clock: Callable[[], float] = time.monotonic
+    #: Waits so many seconds, or until ``cancel`` is set.
+    sleep: Callable[[float], object] | None = None
+
+
+class _Player:
+    def __init__(
+        self, channel: Channel, recorded: Recorded, options: ReplayOptions, progress: Progress
+    ) -> None:
+        self._channel, self._recorded = channel, recorded
+        self._options, self._progress = options, safely(progress)
+        channel.cancel = options.cancel
+        channel.limit_writes(options.silence)
+        self._listener = Listener(channel)
+        self._sleep = options.sleep or options.cancel.wait
+        #: The last thing that happened: when in the recording (ns), and when here (seconds).
+        self._then, self._now = 0, options.clock()
+        self._sent = 0
+
+    def play(self, path: Path) -> str:
+        """The last word of the target's that was recorded and came again."""
+        last = ""
+        with path.open("rb") as file:
+            for entry in read(file):
+                if self._options.cancel.is_set():
+                    raise Interrupted("interrupted")
+                if entry.kind == TO_TARGET:
+                    self._send(entry)
+                elif entry.kind == TO_SOURCE:
+                    said = _message(entry.payload)
+                    if said is not None and said[0] != "loaded":
+                        last = self._hear(said[0], entry.time)
+        return last
+
+    def _send(self, entry: Entry) -> None:
+        options = self._options
+        if options.speed:
+            due = self._now + (entry.time - self._then) / 1e9 / options.speed
+            wait = due - options.clock()
+            if wait > 0:
+                self._sleep(wait)
+            self._then, self._now = entry.time, due
+        self._channel.send_recorded(entry.payload)
+        self._sent += len(entry.payload)
+        self._progress(Snapshot("replaying", self._sent))
+
+    def _hear(self, recorded: str, when: int) -> str:
+        """Wait for what the target said then."""
+        options = self._options
+        # A target that does not fail as it did has nothing to say here.
+        timeout = min(options.silence, _OBJECTION) if recorded == "failed" else options.silence
+        try:
+            kind, fields = self._listener.wait(*_ANSWERS, timeout=timeout, cancel=options.cancel)
+        except ChannelError:
+            if recorded != "failed":
+                raise
+            raise Failed(f"the target takes all of it{self._compared('', '')}") from None
+        self._then, self._now = when, options.clock()
+        reason = str(fields.get("reason", ""))
+        told = f"the target said {kind}{': ' if reason else ''}{reason}"
+        error = _ERRORS.get(kind, Failed)
+        if kind != recorded:
+            raise error(f"{told}; in the recording it said {recorded}")
+        if kind in _ERRORS:
+            raise error(f"{told}{self._compared(kind, reason)}")
+        return kind
+
+    def _compared(self, kind: str, reason: str) -> str:
+        """Whether the recorded target said the same."""
+        refusal = self._recorded.refusal
+        if refusal is None:
+            return "; in the recording it did not fail" if self._recorded.closing.complete else ""
+        if refusal == (kind, reason):
+            return ", as in the recording"
+        return f"; in the recording it said {refusal[0]}: {refusal[1]}"
+
+    def objection(self, error: Exception) -> Failed:
+        """What to say of an error that has ended the replay: what the target says, if it does."""
+        if isinstance(error, TargetFailed):
+            reason: str | None = str(error).removeprefix("the target failed: ")
+        else:
+            reason = self._listener.objection(1.0)
+        if reason is None:
+            return Failed(f"the replay broke off: {reason_of(error)}")
+        return Failed(f"the target failed: {reason}{self._compared('failed', reason)}")
+
+
+def replay(
+    path: Path,
+    recorded: Recorded,
+    channel: Channel,
+    options: ReplayOptions | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Play ``path``, as :func:`examine` has found it, to the target at the other end of ``channel``.
+
+    On return the target runs the device. Else MigrationError with the target's reason, and whether
+    that is the one in the recording.
+    """
+    player = _Player(channel, recorded, options or ReplayOptions(), progress)
+    try:
+        last = player.play(path)
+    except Interrupted:
+        raise Cancelled("cancelled") from None
+    except (TargetFailed, ChannelError, RecordingError, OSError) as error:
+        raise player.objection(error) from error
+    if last != "running":
+        raise Failed(f"the recording ends here: {recorded.closing.outcome}")
+
+
+def load(
+    path: Path,
+    recorded: Recorded,
+    opened: Opened,
+    options: TargetOptions | None = None,
+    progress: Progress = silent,
+) -> Received:
+    """Load what ``path`` holds, as :func:`examine` has found it, into ``opened``, which then runs.
+
+    Raises MigrationError as ``engine.target.receive`` does.
+    """
+    options = options or TargetOptions()
+    near, far = socket.socketpair()
+
+    def play() -> None:
+        # What goes wrong here is seen by the target, as a source that has gone.
+        with (
+            contextlib.closing(Channel(near)) as channel,
+            contextlib.suppress(MigrationError, ChannelError, RecordingError, OSError),
+        ):
+            _Player(channel, recorded, ReplayOptions(silence=options.silence), silent).play(path)
+
+    thread = threading.Thread(target=play, name="replay")
+    with contextlib.closing(Channel(far)) as channel:
+        thread.start()
+        try:
+            return receive(opened, channel, options, progress)
+        finally:
+            channel.close()
+            thread.join()
