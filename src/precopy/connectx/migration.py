@@ -188,11 +188,17 @@ class Migration:
             log_max_qp=config.log_max_qp,
             log_max_cq=config.log_max_cq,
             needs=Needs.MULTI_LOAD | Needs.TRACKING_STATE,
-            state_pages=config.state_bytes // PAGE_SIZE,
+            state_pages=self._bulk_pages(),
             page_count=pages,
             length=image.image_bytes(pages),
             checksum=0,
         )
+
+    def _bulk_pages(self) -> int:
+        """Pages of bulk state that a card needs room for: its own, or what was loaded into it."""
+        present = self._vhca.table("steering").present_slots()
+        own = self._vhca.config.state_bytes // PAGE_SIZE
+        return max(own, int(present[-1]) + 1 if len(present) else 0)
 
     def _copy_out(self, target: Scattered, pages: Pages) -> None:
         """Ids and pages; the function works on between two slices, and dirties pages again."""

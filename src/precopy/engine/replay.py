@@ -117,12 +117,16 @@ class _Player:
             for entry in read(file):
                 if self._options.cancel.is_set():
                     raise Interrupted("interrupted")
+                if entry.kind not in (TO_TARGET, TO_SOURCE):
+                    continue
+                said = _message(entry.payload)
+                if said is not None and said[0] in messages.OF_TIMELINES:
+                    # The clocks and events of the day of the recording.
+                    continue
                 if entry.kind == TO_TARGET:
                     self._send(entry)
-                elif entry.kind == TO_SOURCE:
-                    said = _message(entry.payload)
-                    if said is not None and said[0] != "loaded":
-                        last = self._hear(said[0], entry.time)
+                elif said is not None and said[0] != "loaded":
+                    last = self._hear(said[0], entry.time)
         return last
 
     def _send(self, entry: Entry) -> None:

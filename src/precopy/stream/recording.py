@@ -171,9 +171,11 @@ class Recorder:
             self.partial.unlink(missing_ok=True)
 
 
-def _checksum(head: bytes | memoryview, *parts: memoryview) -> int:
-    digest = xxhash.xxh3_64(head[:_CHECKSUM_AT])
-    for part in parts:
+def checksum(*parts: bytes | memoryview) -> int:
+    """The checksum of an entry, of which ``parts`` begin with its header."""
+    digest = xxhash.xxh3_64(parts[0][:_CHECKSUM_AT])
+    digest.update(parts[0][ENTRY_HEADER.size :])
+    for part in parts[1:]:
         digest.update(part)
     return digest.intdigest()
 
@@ -182,7 +184,7 @@ def _pack(kind: int, now: int, *parts: memoryview) -> bytes:
     """The header of an entry with ``parts`` as its payload."""
     length = sum(map(len, parts))
     head = ENTRY_HEADER.pack(kind, 0, 0, length, now, 0)
-    return ENTRY_HEADER.pack(kind, 0, 0, length, now, _checksum(head, *parts))
+    return ENTRY_HEADER.pack(kind, 0, 0, length, now, checksum(head, *parts))
 
 
 def _exactly(file: BinaryIO, view: memoryview, at: int, what: str) -> None:
@@ -213,12 +215,12 @@ def read(file: BinaryIO) -> Iterator[Entry]:
     before = 0
     while True:
         _exactly(file, entry, at, "the header of an entry")
-        kind, zero, zeroes, length, when, checksum = ENTRY_HEADER.unpack(entry)
+        kind, zero, zeroes, length, when, found = ENTRY_HEADER.unpack(entry)
         if kind not in (TO_TARGET, TO_SOURCE, CLOSE) or zero or zeroes or length > MAX_PAYLOAD:
             raise RecordingError(f"no entry at byte {at:#x}: it was altered")
         payload = buffer[:length]
         _exactly(file, payload, at + ENTRY_HEADER.size, "an entry")
-        if _checksum(entry, payload) != checksum or when < before:
+        if checksum(entry, payload) != found or when < before:
             raise RecordingError(f"the entry at byte {at:#x} was altered (checksum)")
         if kind == CLOSE:
             _check_closing(Closing.parse(payload), digest.hexdigest(), entries, total)
