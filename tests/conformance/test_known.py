@@ -75,7 +75,8 @@ def test_files_of_drivers_are_sound(path: Path) -> None:
     stated = known.load(path, checks)
     assert stated == known.load(Path(path.stem), checks)
     assert all(each.reference for each in stated)
-    assert len({each.subject for each in stated}) == len(stated)
+    told = {(each.subject, each.kernel, each.verdict, each.came) for each in stated}
+    assert len(told) == len(stated)
 
 
 def test_stated_failure_is_known_and_all_is_well() -> None:
@@ -175,3 +176,11 @@ def test_a_kernel_that_goes_down_is_only_expected_where_that_is_stated() -> None
     assert known.apply([down, failed], falls) == []
     assert (down.known, failed.known) == (falls[0], None)
     assert status_of([down]) is ConformStatus.OK
+
+
+def test_a_failure_that_says_something_else_is_not_expected() -> None:
+    stated = [Known("a", 0, "memory", came="Out of memory")]
+    for came, expected in (("Out of memory: Killed", stated[0]), ("STOP", None)):
+        failed = result(Verdict.FAIL, name="a", came=came)
+        assert known.apply([failed], stated) == []
+        assert failed.known is expected

@@ -110,6 +110,8 @@ def conform(
                 add(held)
     except LabError as error:
         fail(f"lab: {error}", ExitStatus.FAILED)
+    for where, subject, reason in ledger.gone(rows):
+        print(f"{where}: {subject} is stated as known and fails no more: {reason}")
     sys.exit(ledger.worst(rows))
 
 
@@ -121,15 +123,20 @@ def _build(versions: Sequence[str], variant: str, *, debug: bool) -> None:
 
 def _tell(held: "Held") -> None:
     """A line for the target, and one for each failure that nobody has stated."""
-    where = f" on {held.release} ({held.kernel.name})" if held.kernel else ""
+    from precopy.conformance.outcome import Verdict
+
+    where = ""
+    if held.kernel:
+        where = f" on {held.kernel.name}" + (f" ({held.release})" if held.release else "")
     counts = Counter(each.told for each in held.results)
     sums = ", ".join(f"{count} {told}" for told, count in counts.items())
     print(f"{held.target.name}{where}: {sums}", flush=True)
+    not_run = Counter(each.came for each in held.results if each.verdict is Verdict.NOT_RUN)
     for each in held.results:
-        if each.is_failure:
+        if each.is_failure and each.verdict is not Verdict.NOT_RUN:
             came = f"{each.what}: expected {each.expected}, came {each.came}"
             print(f"  {each.told}: {each.check.name}: {came if each.what else each.came}")
-    for gone in held.gone:
-        print(f"  gone: {gone.subject} is stated as known and fails no more: {gone.reason}")
+    for reason, count in not_run.items():
+        print(f"  {count} not run: {reason}")
     if held.surprise:
         print(f"  {held.surprise}")

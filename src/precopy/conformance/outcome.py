@@ -46,6 +46,8 @@ class Known:
     verdict: Verdict = Verdict.FAIL
     #: The series of kernels that have it, as ``6.12``; empty: all.
     kernel: str = ""
+    #: What stands in what came, where the check may fail for other reasons as well.
+    came: str = ""
 
     @property
     def subject(self) -> str:
@@ -53,6 +55,10 @@ class Known:
 
     def covers(self, check: Check) -> bool:
         return check.name == self.check or self.requirement in check.requirements
+
+    def expects(self, result: "Result") -> bool:
+        """Whether ``result``, of a check that it covers, is what was stated."""
+        return result.verdict is self.verdict and self.came in result.came
 
 
 @dataclass(slots=True)

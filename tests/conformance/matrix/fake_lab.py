@@ -31,7 +31,7 @@ def checks(*names: str, dangerous: str = "dangerous") -> list[Check]:
 
 @dataclass(slots=True)
 class FakeLab:
-    """``down-...``: a panic; ``stuck-...``: silence; ``spoilt-...``: not run, but in a new kernel;
+    """``down-...``: a panic; ``killed-...``: the program is ended; ``stuck-...``: silence; ``spoilt-...``: not run, but in a new kernel;
     ``warn-...``: passes, and the kernel complains; others by :data:`VERDICTS`, else they pass."""
 
     release: str = "7.3.4"
@@ -65,6 +65,9 @@ class FakeLab:
                 # Cut in the middle of a line.
                 hear('{"result": {"chec')
                 return Ended(125, "", "", f"{log}{PANIC}\n", PANIC)
+            if kind == "killed":
+                log += "Out of memory: Killed process 77 (python3) total-vm:5kB\n"
+                return Ended(137, "", "", log, "")
             if kind == "stuck":
                 return Ended(124, "", "", log, "silent for 30 s: it runs in some_function")
             if kind == "warn":

@@ -50,6 +50,12 @@ def test_a_kernel_that_goes_down(name: str, came: str) -> None:
     assert found.status is ConformStatus.HANG
 
 
+def test_a_program_that_its_kernel_ends() -> None:
+    found = held(FakeLab(), checks("killed-1", "pass-2"))
+    assert verdicts(found) == {"killed-1": "fail", "pass-2": "pass"}
+    assert found.results[0].came == "Out of memory: Killed process 77 (python3)"
+
+
 def test_a_hang_leaves_the_others_another_kernel() -> None:
     lab = FakeLab()
     came = held(lab, checks("hang-1", "pass-2"))
@@ -140,7 +146,7 @@ def test_known_differences_by_verdict_and_kernel(monkeypatch: pytest.MonkeyPatch
     on_old = held(FakeLab(release="6.12.117"), checks(*names), target)
     assert list(verdicts(on_old).values()) == ["known", "known", "pass", "pass"]
     assert on_old.gone == [stated[3]]
-    assert on_old.status is ConformStatus.GONE
+    assert on_old.status is ConformStatus.OK
     on_new = held(FakeLab(release="7.3.4"), checks(*names), target)
     assert list(verdicts(on_new).values()) == ["known", "kernel down", "pass", "pass"]
     assert on_new.gone == [stated[2], stated[3]]
@@ -148,7 +154,8 @@ def test_known_differences_by_verdict_and_kernel(monkeypatch: pytest.MonkeyPatch
 
 @given(
     st.lists(
-        st.sampled_from(("pass", "fail", "down", "stuck", "hang", "spoilt", "warn")), max_size=12
+        st.sampled_from(("pass", "fail", "down", "killed", "stuck", "hang", "spoilt", "warn")),
+        max_size=12,
     ),
     st.data(),
 )
@@ -162,5 +169,5 @@ def test_each_check_gets_one_verdict_in_its_place(kinds: list[str], data: st.Dat
     assert list(verdicts(came)) == names
     assert len(came.results) == len(names)
     told = {"pass": "pass", "spoilt": "pass", "warn": "fail", "down": "kernel down"}
-    told["stuck"] = "kernel down"
+    told |= {"stuck": "kernel down", "killed": "fail"}
     assert list(verdicts(came).values()) == [told.get(kind, kind) for kind in kinds]

@@ -6,7 +6,7 @@ import pytest
 
 from precopy.conformance.matrix import ledger
 from precopy.conformance.matrix.holding import Held, hold
-from precopy.conformance.matrix.ledger import LedgerError, Row
+from precopy.conformance.matrix.ledger import Entry, LedgerError, Row
 from precopy.conformance.matrix.targets import Kernel, Target, targets
 from precopy.conformance.outcome import ConformStatus
 from tests.conformance.matrix.fake_lab import PANIC, FakeLab, checks
@@ -39,6 +39,26 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     file.write_text(ledger.dump(rows))
     assert ledger.load(file) == rows
     assert ledger.dump(ledger.load(file)) == file.read_text()
+
+
+def test_a_known_difference_is_gone_when_no_target_of_its_driver_has_it() -> None:
+    seen = (Entry("a", "known", "it does not"),)
+    rows = [
+        Row("mlx5", "newest", "7.3.4", "", 0, {}, (), gone=(("a", "it does not"),)),
+        Row("mlx5 bulk", "newest", "7.3.4", "", 0, {}, seen),
+    ]
+    assert (ledger.gone(rows), ledger.worst(rows)) == ([], ConformStatus.OK)
+    rows += [
+        Row("mlx5", "6.12", "6.12.117", "", 0, {}, (), gone=(("a", "it does not"),)),
+        Row("mtty", "6.12", "6.12.117", "", 0, {}, seen),
+    ]
+    assert ledger.gone(rows) == [("mlx5 6.12", "a", "it does not")]
+    assert ledger.worst(rows) is ConformStatus.GONE
+    # What is stated of a requirement shows in any of its checks.
+    rows = [
+        Row("mlx5", "", "", "", 0, {}, seen, gone=(("R45", "it does not"), ("R46", "other"))),
+    ]
+    assert ledger.gone(rows) == [("mlx5", "R46", "other")]
 
 
 def test_what_is_made_anew_replaces_the_old() -> None:

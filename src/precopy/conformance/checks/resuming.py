@@ -109,7 +109,8 @@ def an_empty_stream(context: Context) -> None:
         )
 
 
-@check(65, 66, 70)
+# Dangerous as below: of a format of records the first bytes are a size.
+@check(65, 66, 70, dangerous=True)
 def a_wrong_magic(context: Context) -> None:
     """A stream whose first bytes are not those of its format never loads."""
     whole = stopped_image(context)

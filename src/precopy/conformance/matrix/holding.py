@@ -24,6 +24,9 @@ MOST_DOWN = 20
 
 _DEBUG = "debug"
 
+#: How a kernel tells that it has ended a program, for want of memory.
+_KILLED = re.compile(r"Out of memory: Killed process \d+ \([^)]*\)")
+
 _MARK = re.compile(rf"^.*{re.escape(MARK)}(\S+)$", re.MULTILINE)
 
 
@@ -34,7 +37,7 @@ class Held:
     target: Target
     kernel: Kernel | None
     results: list[Result] = field(default_factory=list)
-    #: Known differences that are gone.
+    #: Known differences that are not seen here; another mix may have them (see ``ledger.gone``).
     gone: list[Known] = field(default_factory=list)
     #: Who the device is; the kernel's release; why the driver offers no migration, where so.
     about: str = ""
@@ -51,7 +54,7 @@ class Held:
     @property
     def status(self) -> ConformStatus:
         """The worst that came."""
-        return ConformStatus.NORMATIVE if self.surprise else status_of(self.results, self.gone)
+        return ConformStatus.NORMATIVE if self.surprise else status_of(self.results)
 
 
 @dataclass(slots=True)
@@ -149,13 +152,20 @@ def _some(held: Held, kernel: Kernel | None, left: Sequence[Check], place: Place
 
 
 def _down(check: Check, kernel: Kernel | None, ended: lab.Result) -> Result:
-    verdict = Verdict.KERNEL_DOWN if kernel else Verdict.HANG
+    if not ended.trouble:
+        # The kernel is up; what ran in it was ended.
+        verdict = Verdict.FAIL
+    else:
+        verdict = Verdict.KERNEL_DOWN if kernel else Verdict.HANG
     return Result(check, verdict, "the check as a whole", "an end", _last_words(ended))
 
 
 def _last_words(ended: lab.Result) -> str:
+    if ended.trouble:
+        return ended.trouble
+    killed = _KILLED.findall(ended.kernel_log)
     said = ended.err.strip().splitlines()
-    return ended.trouble or (said[-1] if said else f"nothing but status {ended.status}")
+    return (killed or said or [f"nothing but status {ended.status}"])[-1]
 
 
 def _complain(results: Sequence[Result], ended: lab.Result) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from precopy.conformance.matrix.holding import Held
 from precopy.conformance.matrix.targets import targets
 from precopy.conformance.outcome import ConformStatus, Result
+from precopy.conformance.requirements import number_of
 from precopy.lab.build import NEWEST
 
 #: A change of what is in the file gets a new number.
@@ -44,9 +45,24 @@ class Row:
     status: int
     counts: dict[str, int]
     entries: tuple[Entry, ...]
-    #: What is wrong with the target as a whole; differences that are known and gone.
+    #: What is wrong with the target as a whole.
     surprise: str = ""
-    gone: tuple[str, ...] = ()
+    #: Differences that are known and not seen here: what each is about, and its reason.
+    gone: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def driver(self) -> str:
+        """What the targets of one driver have in common."""
+        return self.target.split()[0]
+
+    def has(self, subject: str, reason: str) -> bool:
+        """Whether a difference that is known is seen here. ``subject``: a check, or a requirement."""
+        return any(
+            each.told == "known"
+            and each.why == reason
+            and (each.check == subject or number_of(subject))
+            for each in self.entries
+        )
 
     def count(self, told: str) -> int:
         return self.counts.get(told, 0)
@@ -63,7 +79,7 @@ def row(held: Held) -> Row:
         dict(Counter(each.told for each in held.results)),
         tuple(_entry(each) for each in held.results if each.told != "pass"),
         held.surprise,
-        tuple(each.subject for each in held.gone),
+        tuple((each.subject, each.reason) for each in held.gone),
     )
 
 
@@ -85,7 +101,21 @@ def worst(rows: Sequence[Row]) -> ConformStatus:
         ConformStatus.GONE,
     ]
     found = {each.status for each in rows}
+    if gone(rows):
+        found.add(ConformStatus.GONE)
     return next((each for each in order if each in found), ConformStatus.OK)
+
+
+def gone(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """Differences that are known, and that no target of that driver has any more: where this is so,
+    what each is about, and its reason."""
+    found = []
+    for row in rows:
+        family = [each for each in rows if (each.driver, each.kernel) == (row.driver, row.kernel)]
+        for subject, reason in row.gone:
+            if not any(each.has(subject, reason) for each in family):
+                found.append((f"{row.driver} {row.kernel}".strip(), subject, reason))
+    return list(dict.fromkeys(found))
 
 
 def dump(rows: Sequence[Row]) -> str:
@@ -103,7 +133,7 @@ def _row(row: Row) -> dict[str, Any]:
         "status": row.status,
         "counts": row.counts,
         "surprise": row.surprise,
-        "gone": list(row.gone),
+        "gone": [list(each) for each in row.gone],
         "entries": [
             [each.check, each.told, each.why, each.reference, each.verdict] for each in row.entries
         ],
@@ -126,7 +156,7 @@ def load(path: Path) -> list[Row]:
                 each["counts"],
                 tuple(Entry(*entry) for entry in each["entries"]),
                 each["surprise"],
-                tuple(each["gone"]),
+                tuple((subject, reason) for subject, reason in each["gone"]),
             )
             for each in told["rows"]
         ]
