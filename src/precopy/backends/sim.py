@@ -51,7 +51,7 @@ def open_sim(name: str, *, target: bool = False, served: bool = False) -> Opened
     adapter = Adapter(kind, faults=card.faults(found))
     port = adapter.vfs[0]
     device = SimDevice(adapter, name, ahead=bool(found["ahead"]))
-    opened = Opened(device, count_records=RecordCounter)
+    opened = Opened(device, count_records=RecordCounter, watch_commands=device.watch_commands)
     if served:
         opened.face = FunctionFace(adapter.assigned_vf(0), flr=device.reset, barrier=port.vhca.lock)
     if workload is not None:

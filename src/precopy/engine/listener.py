@@ -28,6 +28,8 @@ class Listener:
         self._said: queue.SimpleQueue[tuple[str, Message] | ChannelError] = queue.SimpleQueue()
         #: Bytes a second at which the target loads; 0 until it has told.
         self.load_rate = 0.0
+        #: When the target's time was heard last.
+        self.time_heard = 0.0
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
 
     def _listen(self) -> None:
@@ -41,6 +43,8 @@ class Listener:
                     if fields["seconds"]:
                         self.load_rate = fields["bytes"] / fields["seconds"]
                     continue
+                if kind == "time":
+                    self.time_heard = time.monotonic()
                 self._said.put((kind, fields))
                 if kind in _LAST_WORDS:
                     raise Closed("the target had said its last word")

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from precopy.engine.channel import CONTROL, Channel, ChannelError
+from precopy.engine.timeline import events
 
 #: Versions of the protocol that this program speaks.
-VERSIONS = (2,)
+#: 3 has the messages of a timeline besides those of 2.
+VERSIONS = (2, 3)
 
 _MAX_TEXT = 4096
 _MAX_ITEMS = 4096
@@ -99,7 +101,23 @@ SCHEMAS: dict[str, dict[str, Check]] = {
     "abort": {"reason": _text},
     # Nothing ran at the target, and nothing will.
     "failed": {"reason": _text},
+    # From version 3 on, and only where the source wants a timeline (see ``timeline.exchange``): it
+    # says so, before the manifest; asks for the target's time, and is told; asks, once the device
+    # runs at the target, for what the target has noted, and is told in one or more messages.
+    "timeline": {},
+    "clock": {},
+    "time": {"at": _seconds},
+    "tell": {},
+    "noted": {
+        "rows": events.is_batch,
+        "more": _flag,
+        "left_out": events.is_left_out,
+        "commands": _flag,
+    },
 }
+
+#: Those that are about a timeline, and say nothing of the migration.
+OF_TIMELINES = frozenset({"timeline", "clock", "time", "tell", "noted"})
 
 Message = Mapping[str, Any]
 

@@ -56,6 +56,14 @@ def _message(payload: memoryview) -> tuple[str, Message] | None:
     return messages.decode(payload[HEADER_BYTES:])
 
 
+def _of_a_timeline(payload: memoryview) -> bool:
+    """Whether a frame is about clocks and events of the day of the recording: it is not replayed."""
+    with contextlib.suppress(ChannelError):
+        said = _message(payload)
+        return said is not None and said[0] in messages.OF_TIMELINES
+    return False
+
+
 def examine(path: Path) -> Recorded:
     """Read all of ``path``. Failed with what is wrong, and where."""
     wanted: Message | None = None
@@ -117,16 +125,13 @@ class _Player:
             for entry in read(file):
                 if self._options.cancel.is_set():
                     raise Interrupted("interrupted")
-                if entry.kind not in (TO_TARGET, TO_SOURCE):
-                    continue
-                said = _message(entry.payload)
-                if said is not None and said[0] in messages.OF_TIMELINES:
-                    # The clocks and events of the day of the recording.
-                    continue
                 if entry.kind == TO_TARGET:
-                    self._send(entry)
-                elif said is not None and said[0] != "loaded":
-                    last = self._hear(said[0], entry.time)
+                    if not _of_a_timeline(entry.payload):
+                        self._send(entry)
+                elif entry.kind == TO_SOURCE:
+                    said = _message(entry.payload)
+                    if said is not None and said[0] not in ("loaded", *messages.OF_TIMELINES):
+                        last = self._hear(said[0], entry.time)
         return last
 
     def _send(self, entry: Entry) -> None:

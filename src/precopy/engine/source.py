@@ -34,6 +34,8 @@ from precopy.engine.outcome import (
 from precopy.engine.policy import Decision, Measured, Pace, Policy, predicted_downtime
 from precopy.engine.progress import Progress, Snapshot, safely, silent
 from precopy.engine.report import Image, Report
+from precopy.engine.timeline import Notes, Timeline, exchange, noting
+from precopy.engine.timeline.clock import Clock
 from precopy.pci.memory import PAGE_SIZE
 from precopy.vfio.device import MigrationFile, PrecopyInfo
 from precopy.vfio.guest import Opened
@@ -60,6 +62,8 @@ class Options:
     log_page_size: int = PAGE_SIZE
     #: Middle images to ask for before the policy is asked, so that a short run shows some.
     min_rounds: int = 0
+    #: Filled with what happens, on both sides; None: nobody wants to know.
+    timeline: Timeline | None = None
 
 
 class _Source:
@@ -72,6 +76,11 @@ class _Source:
         self._options, self._progress = options, safely(progress)
         channel.cancel = options.cancel
         channel.limit_writes(options.silence)
+        self._timeline = options.timeline
+        #: What is noted for it; None costs nothing.
+        self._notes: Notes | None = None
+        if self._timeline is not None:
+            self._note_for(self._timeline)
         self._buffer = memoryview(bytearray(MAX_DATA))
         self._file: MigrationFile | None = None
         self._listener: Listener | None = None
@@ -96,6 +105,13 @@ class _Source:
         channel.limit_rate(options.max_bandwidth)
         self.report = Report(source=opened.device.name, precopy=options.precopy)
 
+    def _note_for(self, timeline: Timeline) -> None:
+        self._notes = notes = timeline.source = Notes()
+        self._device = noting.NotingDevice(self._device, notes)
+        self._progress = noting.telling(notes, self._progress)
+        noting.watch(self._channel, notes)
+        noting.watch_commands(self._opened, notes)
+
     # --- The run ------------------------------------------------------------------------------
 
     def run(self) -> Report:
@@ -111,6 +127,10 @@ class _Source:
             except Exception as error:
                 raise self._undo(error) from error
             self._hand_over()
+        except MigrationError as error:
+            if self._timeline is not None:
+                self._timeline.end(str(error), self.report.to_dict())
+            raise
         finally:
             if self._memory is not None:
                 self._memory.end()
@@ -120,7 +140,15 @@ class _Source:
         self.report.total_seconds = time.monotonic() - began
         self.report.bandwidth = self._bandwidth()
         self.report.outcome = "moved; the device runs at the target"
+        if self._timeline is not None:
+            self._end_timeline(self._timeline)
         return self.report
+
+    def _end_timeline(self, timeline: Timeline) -> None:
+        """All is done, and the device the target's: nothing here can change that."""
+        timeline.end(self.report.outcome, self.report.to_dict())
+        if timeline.clock is not None:
+            exchange.fetch(timeline, self._channel)
 
     def _add_memory(self) -> None:
         memory = self._memory
@@ -154,7 +182,9 @@ class _Source:
         channel = self._channel
         self._listener = Listener(channel)
         messages.greet(channel, "precopy source")
-        messages.agree(self._wait("hello")[1])
+        version = messages.agree(self._wait("hello")[1])
+        if self._timeline is not None:
+            self._compare_clocks(self._timeline, version)
         flags = self._device.migration_flags
         if self.report.precopy and not flags & MigrationFlags.PRE_COPY:
             self.report.precopy = self._live = False
@@ -167,6 +197,20 @@ class _Source:
         # A round trip now: two of them lie in every downtime.
         self._fixed = 2 * (time.monotonic() - began)
         self.report.target = said["name"]
+
+    def _compare_clocks(self, timeline: Timeline, version: int) -> None:
+        if version < exchange.SINCE:
+            timeline.remarks.append(
+                f"the target's side is missing: it speaks version {version} of the protocol"
+            )
+            return
+        channel = self._channel
+        messages.send(channel, "timeline")
+
+        def answer() -> tuple[float, float]:
+            return self._wait("time")[1]["at"], self._target().time_heard
+
+        timeline.clock = Clock(exchange.compare(lambda: messages.send(channel, "clock"), answer))
 
     def _wait(self, *kinds: str) -> tuple[str, messages.Message]:
         """What the target owes now; meanwhile a cancel is heard."""
@@ -201,6 +245,8 @@ class _Source:
             self.report.predicted_downtime = predicted_downtime(now)
             self._tell("middle images")
             decision = pace.decide(now)
+            if decision is not Decision.ANOTHER_ROUND:
+                self._moment(decision.name)
             if decision is Decision.GIVE_UP:
                 raise Cancelled(pace.complaint(now))
             if decision is Decision.SWITCH_OVER:
@@ -239,6 +285,8 @@ class _Source:
             self._memory.collect()
         answer = time.monotonic() - asked
         memory = self._memory
+        if self._notes is not None and memory is not None:
+            self._notes.count("memory_bytes", memory.remaining_bytes)
         return Measured(
             remaining_bytes=self._info.initial_bytes + self._info.dirty_bytes,
             bandwidth=self._bandwidth(),
@@ -253,7 +301,11 @@ class _Source:
         assert memory is not None
         self._tell(phase)
         before, seconds = self._channel.bytes_sent, memory.sending_seconds
+        began = time.monotonic()
         moved = memory.send()
+        if self._notes is not None:
+            self._notes.span("memory", phase, began, time.monotonic(), bytes=moved)
+            self._notes.count("memory_bytes", memory.remaining_bytes)
         self._sent += self._channel.bytes_sent - before
         self._sending += memory.sending_seconds - seconds
         self._tell(phase)
@@ -270,6 +322,7 @@ class _Source:
         began = time.monotonic()
         while True:
             self._check()
+            asked = time.monotonic() if self._notes is not None else 0.0
             try:
                 count = file.readinto(self._buffer)
             except OSError as error:
@@ -279,9 +332,11 @@ class _Source:
             if not count:
                 break
             piece = self._buffer[:count]
+            if self._notes is not None:
+                self._notes.span("read", image.kind, asked, time.monotonic(), bytes=count)
             if counter is not None:
                 counter(piece)
-            self._send_data(piece)
+            self._send_data(piece, image.kind)
             image.bytes += count
             self._tell(phase)
         image.seconds = time.monotonic() - began
@@ -289,12 +344,19 @@ class _Source:
             image.records = counter(b"")
         if image.bytes:
             self.report.images.append(image)
+            if self._notes is not None:
+                self._notes.span(
+                    "images", image.kind, began, began + image.seconds, bytes=image.bytes
+                )
         return image.bytes
 
-    def _send_data(self, piece: memoryview) -> None:
+    def _send_data(self, piece: memoryview, image: str) -> None:
         began = time.monotonic()
         self._channel.send_data(piece)
-        self._sending += time.monotonic() - began
+        ended = time.monotonic()
+        self._sending += ended - began
+        if self._notes is not None:
+            self._notes.span("sent", image, began, ended, bytes=len(piece))
         self._sent += len(piece)
 
     # --- While it stands still ----------------------------------------------------------------
@@ -310,12 +372,15 @@ class _Source:
             nonlocal stamp
             now = time.monotonic()
             stages[name] = stages.get(name, 0.0) + now - stamp
+            if self._notes is not None:
+                self._notes.span("downtime", name, stamp, now)
             taken, stamp = now - stamp, now
             return taken
 
         if self._guest is not None:
             self._paused = True
             self._guest.pause()
+            self._moment("guest paused")
             # Whoever lets it run again, be it by hand after a doubt, lets it run at full speed.
             self._full_speed()
         if device.migration_flags & MigrationFlags.P2P:
@@ -384,6 +449,8 @@ class _Source:
         resume = min(float(said["resume"]), waited)
         self.report.stages["resume"] = resume
         self.report.stages["handover"] = waited - resume
+        if self._notes is not None:
+            self._notes.span("downtime", "handover", self._stamp, now)
         with contextlib.suppress(OSError):
             self._device.set_state(DeviceState.STOP)
         self._tell("done")
@@ -413,6 +480,7 @@ class _Source:
             self._device.set_state(DeviceState.RUNNING)
             if self._paused and self._guest is not None:
                 self._guest.start()
+                self._moment("guest started again")
                 self._paused = False
         except Exception as second:
             return Stopped(
@@ -426,6 +494,10 @@ class _Source:
         if self._slowed and self._guest is not None:
             self._slowed = False
             self._guest.limit(1.0)
+
+    def _moment(self, name: str) -> None:
+        if self._notes is not None:
+            self._notes.moment(name)
 
     def _state_name(self) -> str:
         try:

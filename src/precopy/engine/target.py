@@ -30,6 +30,7 @@ from precopy.engine.outcome import (
 )
 from precopy.engine.pages import PageTarget
 from precopy.engine.progress import Progress, Snapshot, safely, silent
+from precopy.engine.timeline import Notes, exchange, noting
 from precopy.vfio.device import MigrationFile
 from precopy.vfio.guest import Guest, Opened
 from precopy.vfio.states import DeviceState
@@ -57,6 +58,8 @@ class TargetOptions:
     silence: float = 30.0
     max_memory: int = manifest.MAX_MEMORY
     cancel: threading.Event = field(default_factory=threading.Event)
+    #: Filled with what happens here; None: nobody here wants to know.
+    notes: Notes | None = None
 
 
 @dataclass(slots=True)
@@ -84,9 +87,21 @@ class _Target:
         self._bytes = 0
         self._told = 0
         self._load = 0.0
-        self._final_load = self._memory_load = 0.0
+        self._final_load = self._memory_load = self._final_came = 0.0
         self._resuming = False
         self._source = ""
+        #: What is noted, for here or for a source that asked; None costs nothing.
+        self._notes: Notes | None = None
+        self._asked = False
+        if options.notes is not None:
+            self._note(options.notes)
+
+    def _note(self, notes: Notes) -> None:
+        self._notes = notes
+        self._device = noting.NotingDevice(self._device, notes)
+        self._progress = noting.telling(notes, self._progress)
+        noting.watch(self._channel, notes)
+        noting.watch_commands(self._opened, notes)
 
     def run(self) -> Received:
         try:
@@ -115,8 +130,8 @@ class _Target:
     def _greet(self) -> None:
         channel = self._channel
         messages.greet(channel, "precopy target")
-        messages.agree(self._expect("hello"))
-        wanted = self._expect("manifest")
+        version = messages.agree(self._expect("hello"))
+        wanted = self._manifest(version)
         self._source = wanted["name"]
         reason = manifest.why_not(self._opened, wanted, self._options.max_memory)
         if reason is None:
@@ -137,6 +152,23 @@ class _Target:
             firmware=who.firmware,
             serial=who.serial,
         )
+
+    def _manifest(self, version: int) -> Message:
+        """The manifest, which a source that wants a timeline prepares that before."""
+        asides = ("timeline", "clock") if version >= exchange.SINCE else ()
+        for _ in range(exchange.MOST_CLOCKS):
+            said, fields = messages.expect(self._channel, "manifest", "abort", *asides)
+            if said == "manifest":
+                return fields
+            if said == "abort":
+                raise Failed(f"the source gave up: {fields['reason']}")
+            if said == "timeline":
+                self._asked = True
+                if self._notes is None:
+                    self._note(Notes())
+            else:
+                exchange.answer_clock(self._channel)
+        raise ChannelError("the source asks for the time without an end")
 
     def _expect(self, kind: str) -> Message:
         """The next message, which has to be ``kind``. Failed where the source gives up instead."""
@@ -179,6 +211,7 @@ class _Target:
                     messages.send(self._channel, "synced")
                 elif kind == "final":
                     self._final_load = self._load
+                    self._final_came = time.monotonic()
                     self._tell("final image")
                     stage = "final image"
                 elif kind == "end":
@@ -197,8 +230,11 @@ class _Target:
                     raise ChannelError("guest memory, but there is no guest")
                 began = time.monotonic()
                 self._memory.take(payload)
+                ended = time.monotonic()
                 if stage == "guest memory":
-                    self._memory_load += time.monotonic() - began
+                    self._memory_load += ended - began
+                if self._notes is not None:
+                    self._notes.span("memory", "pages", began, ended, bytes=len(payload))
             elif stage != "guest memory":
                 self._load_piece(payload)
             else:
@@ -219,7 +255,10 @@ class _Target:
                 raise Failed(
                     f"the device refuses its state (write at byte {where}): {reason_of(error)}"
                 ) from error
-        self._load += time.monotonic() - began
+        ended = time.monotonic()
+        self._load += ended - began
+        if self._notes is not None:
+            self._notes.span("loaded", "piece", began, ended, bytes=len(payload))
         self._bytes += len(payload)
         if self._bytes - self._told >= _TELL_EVERY:
             self._told = self._bytes
@@ -234,6 +273,9 @@ class _Target:
         if fields["bytes"] != self._bytes:
             raise ChannelError(f"{self._bytes} of {fields['bytes']} bytes of the state have come")
         self._compare(fields["digest"], "the device's state")
+        if self._notes is not None:
+            now, load = time.monotonic(), self._load - self._final_load
+            self._notes.span("downtime", "final image", self._final_came, now, load_seconds=load)
 
     # --- The handover -------------------------------------------------------------------------
 
@@ -242,6 +284,8 @@ class _Target:
         self._tell("validating")
         self._device.set_state(DeviceState.STOP)
         took = time.monotonic() - began
+        if self._notes is not None:
+            self._notes.span("downtime", "validate", began, began + took)
         messages.send(
             self._channel,
             "ready",
@@ -261,11 +305,21 @@ class _Target:
                 self._guest.start()
         except Exception as error:
             raise self._cannot_run(error) from error
+        took = time.monotonic() - began
+        if self._notes is not None:
+            self._notes.span("downtime", "resume", began, began + took)
+            if self._guest is not None:
+                self._notes.moment("guest started")
         try:
-            messages.send(self._channel, "running", resume=time.monotonic() - began)
+            messages.send(self._channel, "running", resume=took)
         except ChannelError as error:
             found.notes.append(f"the device runs here, but the source could not be told: {error}")
         self._tell("running")
+        if self._notes is not None:
+            self._notes.phase(None)
+            if self._asked and not found.notes:
+                trouble = exchange.serve(self._channel, self._notes)
+                found.notes += [trouble] if trouble is not None else []
         return found
 
     # --- When it fails ------------------------------------------------------------------------

@@ -102,22 +102,23 @@ class Packages:
         )
         return ["-c", str(config)]
 
-    def update(self, say: Say) -> None:
+    def update(self, say: Say, suites: Sequence[str] = SUITES) -> None:
         say("reading Debian's package lists")
+        self._options = self._of(suites)
         try:
             run(["apt-get", *self._options, "-qq", "update"])
         except LabError as error:
             raise LabError(f"its package lists can't be fetched: {error}") from error
 
-    def versions(self, package: str) -> dict[str, str]:
+    def versions(self, package: str, suites: Sequence[str] = SUITES) -> dict[str, str]:
         """By suite: the newest version that it has of ``package``. LabError where none has it."""
         said = run(["apt-cache", *self._options, "madison", package])
         versions: dict[str, str] = {}
         for version, suite in re.findall(r"\| +(\S+) \| \S+ (\S+)/main amd64 ", said):
-            if suite in SUITES:
+            if suite in suites:
                 versions.setdefault(suite, version)
         if not versions:
-            raise LabError(f"{', '.join(SUITES)} have no {package}")
+            raise LabError(f"{', '.join(suites)} have no {package}")
         return versions
 
     def needs(self, package: str, version: str) -> list[str]:

@@ -18,6 +18,7 @@ from precopy.mlx5.commands import Commands
 from precopy.mlx5.page_tracker import PageTracker
 from precopy.mlx5.resuming import ResumingFile
 from precopy.mlx5.saving import SavingFile
+from precopy.mlx5.watched_port import Told, WatchedPort
 from precopy.mlx5_abi.commands import ResumeKind, SuspendKind, VhcaMigrationState
 from precopy.mlx5_abi.port import CommandPort, DoorbellPort
 from precopy.vfio.device import (
@@ -130,6 +131,12 @@ class Mlx5VfioDevice(VfioDevice):
                 "REINIT": "yes" if caps.migration_state else "no",
             },
         )
+
+    def watch_commands(self, told: Told) -> None:
+        """Call ``told`` after each command that the driver gives from now on."""
+        port = self._commands.port
+        if isinstance(port, DoorbellPort):
+            self._commands.port = WatchedPort(port, told)
 
     def _require_migratable(self) -> None:
         if self._closed:

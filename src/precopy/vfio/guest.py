@@ -79,6 +79,10 @@ class Opened:
     #: Makes a counter of the records in the device's stream, fed with pieces of it; each call
     #: answers how many records have begun so far. None where nobody here knows the stream.
     count_records: Callable[[], Callable[[Buffer], int]] | None = None
+    #: Has every firmware command that the driver gives from now on told to whom it is called with:
+    #: its name, seconds of ``time.monotonic`` at its begin and its end, its status ("OK"). None where
+    #: the commands can't be seen from here, as those of a kernel's driver.
+    watch_commands: Callable[[Callable[[str, float, float, str], None]], None] | None = None
     #: The device's PCI face, where it was opened to be served.
     face: PciFace | None = None
     notes: list[str] = field(default_factory=list)
