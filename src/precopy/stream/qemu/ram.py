@@ -84,7 +84,9 @@ def body(stream: Stream, main: Main) -> Steps[None]:
     while True:
         (word,) = _WORD.unpack_from((yield from stream.window(8, "a record of memory")))
         flags = word & (main.page_size - 1)
-        if flags in _MARKS and word == flags:
+        if flags in _MARKS:
+            if word != flags:
+                raise stream.damage(f"a mark, {flags:#x}, without an address", f"{word:#x}")
             yield from stream.struct(_MARKS[flags], WORD)
             if flags == EOS:
                 return

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import xxhash
+
 from precopy.stream.cursor import MAX_PIECE, Steps, Stream
 from precopy.stream.qemu.vmdesc import Description
 
@@ -45,6 +47,8 @@ class Main:
     page_size: int = 4096
     capabilities: set[str] = field(default_factory=set)
     description: Description | None = None
+    #: Devices whose state it has told of.
+    described: set[tuple[str, int]] = field(default_factory=set)
     #: RAM blocks and their bytes; the block of the last page; where the file begins for mapped-ram.
     blocks: dict[str, int] = field(default_factory=dict)
     block: str = ""
@@ -110,12 +114,21 @@ def distance(
         searched, want = max(last, 0), min(want * 4, limit)
 
 
-def pass_over(stream: Stream, ending: bytes, main: Main) -> Steps[None]:
-    """To where ``ending`` stands, however far (see :func:`distance`). Cut."""
+def pass_over(stream: Stream, ending: bytes, main: Main) -> Steps[str]:
+    """To where ``ending`` stands, however far (see :func:`distance`); a digest if wanted. Cut."""
+    digests = []
+    step = MAX_PIECE - len(ending) - _NEXT_BYTES
+    while True:
+        size = yield from distance(stream, ending, main)
+        if size is None and len((yield from stream.head(MAX_PIECE))) < MAX_PIECE:
+            # Its end is not in the stream: this raises Cut.
+            yield from stream.window(MAX_PIECE, "a section, and its footer")
+        digests.append((yield from stream.skip(step if size is None else size, "a section")))
+        if size is not None:
+            return xxhash.xxh3_64_hexdigest("".join(digests).encode()) if stream.digests else ""
 
-    def test(data: memoryview) -> bool:
-        return likely_next(data[len(ending) : len(ending) + _NEXT_BYTES], main)
 
-    if not (yield from stream.hunt([(ending, 0)], len(ending) + _NEXT_BYTES, test)):
-        # It may be so near to the end that nothing could stand behind it.
-        yield from stream.window(len(ending), "a section, and its footer")
+def unread(stream: Stream, offset: int, count: int) -> bytes | None:
+    """``count`` bytes of the file, ``offset`` bytes from here; None where it can't be looked at."""
+    file = stream.files[0] if stream.files else None
+    return None if file is None else file.read_at(stream.file_offset() + offset, count)

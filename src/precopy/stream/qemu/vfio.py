@@ -112,8 +112,8 @@ def _config(stream: Stream, main: Main, section: Section) -> Steps[None]:
     size = yield from distance(stream, ending, main)
     start = stream.offset
     if size is None:
-        with stream.group("PCI state", text="not looked at"):
-            yield from pass_over(stream, ending, main)
+        with stream.group("PCI state", text="not looked at") as item:
+            item.digest = yield from pass_over(stream, ending, main)
     elif size:
         yield from pci_state(stream, size)
     device = main.devices.get(section.number)

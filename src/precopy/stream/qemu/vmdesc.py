@@ -8,6 +8,8 @@ import json
 import re
 from typing import Any
 
+import xxhash
+
 from precopy.stream.cursor import BitField
 from precopy.stream.elsewhere import Elsewhere
 from precopy.stream.layout import printable
@@ -15,7 +17,7 @@ from precopy.stream.layout import printable
 #: The end of a file in which the description is looked for.
 MAX_BYTES = 16 << 20
 
-#: Fields that are told of a section; what is behind them is one more.
+#: Fields that are told of a section, but for its first ones.
 MAX_FIELDS = 1024
 
 #: Elements of an array that are told one by one, where they are structures.
@@ -29,6 +31,9 @@ _INTEGER = re.compile(r"(u?)int(8|16|32|64)\b")
 _SUBSECTION = 5
 
 Node = dict[str, Any]
+
+#: What a device's state is made of: name, first byte in it, bytes, fields.
+Part = tuple[str, int, int, list[BitField]]
 
 
 class MisfitError(Exception):
@@ -52,14 +57,10 @@ class Description:
         """Bytes of a device's state in the stream; None where it is not described."""
         return self._sizes.get((name, instance))
 
-    def fields(self, name: str, instance: int, data: bytes) -> list[BitField]:
-        """What is in ``data``, the device's state. MisfitError."""
-        node = self.devices[name, instance]
+    def parts(self, name: str, instance: int, data: bytes) -> list[Part]:
+        """What is in ``data``, the device's state, in its order. MisfitError."""
         try:
-            walk = _Walk(data)
-            if walk.node(node, 0, "") != len(data):
-                raise MisfitError
-            return walk.found
+            return _Walk(data).parts(self.devices[name, instance])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
             raise MisfitError from None
 
@@ -109,19 +110,44 @@ class _Walk:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.found: list[BitField] = []
+        self._told = 0
+
+    def parts(self, node: Node) -> list[Part]:
+        """Each of the fields and subsections, the state's first ones; all bytes are in one."""
+        found, at = [], 0
+        for field in node["fields"]:
+            start, at = at, self._field(field, at, "")
+            found.append(self._part(str(field["name"]), start, at - start))
+        for each in node.get("subsections", ()):
+            start, at = at, self._subsection(each, at)
+            found.append(self._part(str(each["vmsd_name"]), start, at - start))
+        if at != len(self._data):
+            raise MisfitError
+        return found
+
+    def _part(self, name: str, at: int, size: int) -> Part:
+        fields, self.found = self.found, []
+        self._told += len(fields)
+        if len(fields) == 1 and fields[0][0] == name:
+            return name, at, size, [("value", 0, *fields[0][2:])]
+        return name, at, size, [(each[0], each[1] - at, *each[2:]) for each in fields]
 
     def node(self, node: Node, at: int, prefix: str) -> int:
         """The fields, then the subsections; where they end."""
         for field in node["fields"]:
             at = self._field(field, at, prefix)
         for each in node.get("subsections", ()):
-            name = str(each["vmsd_name"])
-            head = bytes([_SUBSECTION, len(name)]) + name.encode("latin-1")
-            if not self._data.startswith(head, at):
-                raise MisfitError
-            self._add(f"{prefix}{name}", at, len(head) + 4, "subsection")
-            at = self.node(each, at + len(head) + 4, f"{name.rpartition('/')[2]}.")
+            at = self._subsection(each, at)
         return at
+
+    def _subsection(self, node: Node, at: int) -> int:
+        """Where it ends. MisfitError where it isn't there."""
+        name = str(node["vmsd_name"])
+        head = bytes([_SUBSECTION, len(name)]) + name.encode("latin-1")
+        if not self._data.startswith(head, at):
+            raise MisfitError
+        at += len(head) + 4
+        return self.node(node, at, f"{name.rpartition('/')[2]}.")
 
     def _field(self, field: Node, at: int, prefix: str) -> int:
         name, size, count = f"{prefix}{field['name']}", int(field["size"]), _count(field)
@@ -133,7 +159,7 @@ class _Walk:
         inner = _inner(field)
         if inner is None or not size:
             self._value(name, str(field["type"]), at, size, count)
-        elif count <= _MAX_ELEMENTS and len(self.found) < MAX_FIELDS:
+        elif count <= _MAX_ELEMENTS and self._told + len(self.found) < MAX_FIELDS:
             for number in range(count):
                 which = f"{name}[{number}]" if count > 1 else name
                 self.node(inner, at + number * size, f"{which}.")
@@ -157,9 +183,10 @@ class _Walk:
         else:
             text = printable(data.rstrip(b"\0")[:_SHOWN]) if kind == "buffer" else ""
             told = f"{len(data)} bytes" if not text.isalnum() else f"{text}, {len(data)} bytes"
-            self._add(name, at, len(data), f"{told} ({kind})")
+            # The value tells two of them apart without being as long.
+            self._add(name, at, len(data), f"{told} ({kind})", xxhash.xxh3_64_hexdigest(data))
 
     def _add(self, name: str, at: int, size: int, text: str, value: object = None) -> None:
-        if len(self.found) < MAX_FIELDS:
+        if self._told + len(self.found) < MAX_FIELDS:
             said = text if value is None else value
             self.found.append((name, at, size, said, text))

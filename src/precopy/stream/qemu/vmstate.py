@@ -8,6 +8,7 @@ from precopy.stream.qemu.state import (
     distance,
     footer,
     pass_over,
+    unread,
 )
 from precopy.stream.qemu.vmdesc import MisfitError
 
@@ -20,8 +21,8 @@ def body(stream: Stream, main: Main, section: Section) -> Steps[None]:
         return
     size = yield from distance(stream, ending, main)
     if size is None:
-        with stream.group("state", text="not looked at"):
-            yield from pass_over(stream, ending, main)
+        with stream.group("state", text="not looked at") as item:
+            item.digest = yield from pass_over(stream, ending, main)
     elif size:
         yield from stream.opaque("state", size, "not looked at")
 
@@ -29,13 +30,18 @@ def body(stream: Stream, main: Main, section: Section) -> Steps[None]:
 def _described(stream: Stream, main: Main, section: Section) -> Steps[bool]:
     """By the description at the stream's end; False where the two disagree."""
     assert main.description is not None
-    size = main.description.size(section.name, section.instance)
-    if size is None:
+    key = section.name, section.instance
+    size = main.description.size(*key)
+    # A device tells its state once; going through a long description again and again is not linear.
+    if size is None or key in main.described:
         return False
+    main.described.add(key)
     if not size:
         return True
     if size > MAX_PIECE - FOOTER_BYTES:
-        # Too much to be looked into; whether it is so much shows by the footer behind it.
+        # Too much to be looked into.
+        if unread(stream, size, FOOTER_BYTES) != footer(section.number):
+            return False
         yield from stream.opaque("state", size, "not looked at")
         return True
     data = yield from stream.head(size + FOOTER_BYTES)
@@ -43,9 +49,11 @@ def _described(stream: Stream, main: Main, section: Section) -> Steps[bool]:
         stream.say("remark", f"not the {size} bytes that the description tells of")
         return False
     try:
-        fields = main.description.fields(section.name, section.instance, bytes(data[:size]))
+        parts = main.description.parts(*key, bytes(data[:size]))
     except MisfitError:
         yield from stream.opaque("state", size, "not as the description tells; not looked at")
     else:
-        yield from stream.bits("state", size, fields)
+        with stream.group("state", size):
+            for name, _, length, fields in parts:
+                yield from stream.bits(name, length, fields)
     return True
