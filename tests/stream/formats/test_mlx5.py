@@ -209,6 +209,16 @@ def test_a_record_that_nobody_takes_is_named_and_the_next_is_found() -> None:
     assert (passed.offset, passed.size) == (len(before), len(garbage))
 
 
+def test_zeroes_are_no_images() -> None:
+    """A part of a stream that was lost to zeroes is passed over at once."""
+    initial, middle, final = map(record, mlx5_images())
+    before = size_record(1) + initial
+    found = heard(before + bytes(1 << 20) + middle + final)
+    assert [(each.offset, each.found) for each in found.wrongs] == [(len(before), "no bytes")]
+    assert found.named("passed over")[0].size == 1 << 20
+    assert found.summaries[0].counts["images"] == 3
+
+
 # --- Whose stream it is -----------------------------------------------------------------------
 
 

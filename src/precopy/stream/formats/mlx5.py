@@ -129,6 +129,8 @@ def _record(stream: Stream, state: _State) -> Steps[None]:
         count = inside["length"]
     if count > records.MAX_RECORD:
         raise records.too_large(stream, head)
+    if tag == Tag.FW_DATA and not count:
+        raise stream.damage("an image in a record of tag 0", "no bytes")
     if tag == Tag.STOP_COPY_SIZE and inside is None:
         count = yield from _size_of_size(stream, count)
     if inside is not None and tag != Tag.FW_DATA:

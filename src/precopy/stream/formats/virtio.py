@@ -181,6 +181,8 @@ def _record(stream: Stream, state: _State) -> Steps[None]:
     count, tag = head["record_size"], head["tag"]
     if count > records.MAX_RECORD:
         raise records.too_large(stream, head)
+    if tag == Tag.DEVICE_DATA and not count:
+        raise stream.damage("device parts in a record of tag 0", "no bytes")
     if tag != Tag.DEVICE_DATA and not records.optional(head):
         records.unknown_tag(stream, RECORD, head, "tag 0")
     state.records += 1

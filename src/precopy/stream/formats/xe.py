@@ -85,11 +85,13 @@ def _fault(head: Values) -> tuple[str, str] | None:
 
 
 def _likely(data: memoryview | bytes) -> bool:
+    # No flags are known: this alone rules out most places, and quickly.
+    if any(data[4:8]):
+        return False
     head = HEADER.values(data)
     return (
         _fault(head) is None
         and head["type"] in [kind.value for kind in Type]
-        and not head["flags"]
         and head["size"] < _LIKELY_SIZE
         and head["offset"] < _LIKELY_SIZE
         and max(head["tile_id"], head["gt_id"]) < _LIKELY_IDS
