@@ -8,10 +8,11 @@ from collections.abc import Callable
 import xxhash
 
 from precopy.engine.channel import CONTROL, DATA, MAGIC
+from tests.stream.formats import qemu_parts
 
 
 def mtty(ports: int = 2) -> bytes:
-    return struct.pack("<QIIII", 0x7E9D09898C3E2C4E, 1, 0, 0, ports) + bytes(36 * ports)
+    return struct.pack("<QIIII", 0x7E9D09898C3E2C4E, 1, 0, ports, 0) + bytes(36 * ports)
 
 
 def channel(carried: bytes) -> bytes:
@@ -41,6 +42,10 @@ def channel(carried: bytes) -> bytes:
 _MAKERS: dict[str, Callable[[], bytes]] = {
     "mtty": mtty,
     "channel": lambda: channel(mtty()),
+    "qemu": qemu_parts.stream,
+    "qemu-multifd": lambda: qemu_parts.channel(
+        1, qemu_parts.sync(), qemu_parts.pages([0], [4096]), qemu_parts.piece(0, mtty())
+    ),
 }
 
 
