@@ -8,6 +8,8 @@ ALL, BARE = MigrationFlags(7), MigrationFlags(1)
 DEVIATIONS: dict[str, int] = {
     # VFIO_DEVICE_FEATURE
     "a short header is taken": 1,
+    "what is nowhere is 0": 2,
+    "what is nowhere is EINVAL": 76,
     "undefined flag bits are taken": 3,
     "GET and SET at once is a SET": 4,
     "no method is a PROBE": 5,
@@ -19,6 +21,7 @@ DEVIATIONS: dict[str, int] = {
     "room to spare is refused": 9,
     "MIGRATION can be set": 10,
     "DMA_LOGGING_REPORT can't be got": 10,
+    "a device that is not bound answers": 11,
     # What it says of itself
     "no STOP_COPY flag": 12,
     "a flag that there is not": 12,
@@ -159,6 +162,8 @@ DEVIATIONS: dict[str, int] = {
     "a page size of 0": 80,
     "a second START is taken": 81,
     "a second START clears": 81,
+    "an answer that is not written is no error": 82,
+    "a log without an answer is kept": 82,
     "STOP without a log is EINVAL": 83,
     "REPORT without a log": 84,
     "a log lives on in the next": 84,

@@ -1,23 +1,43 @@
 """The faulty device below the contract: its feature call, its config space, and what makes it work."""
 
+import ctypes
 import errno
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 from precopy.vfio.errors import refuse
 from precopy.vfio.face import NUM_REGIONS, RegionFlags, RegionIndex, RegionInfo
 from precopy.vfio.states import DeviceState
-from precopy.vfio.uapi import FEATURE_METHODS, Feature, FeatureFlags, MigState
+from precopy.vfio.uapi import (
+    FEATURE_METHODS,
+    Feature,
+    FeatureFlags,
+    LoggingControl,
+    LoggingRange,
+    MigState,
+)
 from tests.conformance.faulty import FaultyDevice
 
 E, S, R, SC, RES, RP, PC, PCP = DeviceState
 GET, SET, PROBE = FeatureFlags
 _HEADER = 8
 _KNOWN = 0x7FFFF
+LOGGING_RANGE = 16
+
+
+def _may(address: int, access: str) -> bool:
+    """Whether this process may read ("r") or write ("w") at ``address``."""
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        bounds, permissions, *_ = line.split()
+        first, end = (int(each, 16) for each in bounds.split("-"))
+        if first <= address < end:
+            return access in permissions
+    return False
 
 
 class FaultyRaw:
-    """VFIO_DEVICE_FEATURE as the kernel's core has it, of what needs no addresses."""
+    """VFIO_DEVICE_FEATURE as the kernel's core has it."""
 
     def __init__(self, device: FaultyDevice) -> None:
         self._device, self._has = device, device.has
@@ -78,6 +98,37 @@ class FaultyRaw:
         elif feature is Feature.MIG_DEVICE_STATE:
             device.set_state(MigState.parse(data).device_state)
         return data
+
+    def feature_at(self, address: int) -> None:
+        """The same with the structure, and what it points to, at an address of this process."""
+        argsz, flags = struct.unpack("=II", self._read(address, _HEADER))
+        data = self._read(address + _HEADER, max(argsz - _HEADER, 0))
+        if flags & 0xFFFF != Feature.DMA_LOGGING_START:
+            self.feature(argsz, flags, data)
+            return
+        page_size, count, ranges = LoggingControl.parse(data)
+        found = [
+            LoggingRange.parse(self._read(ranges + at, LOGGING_RANGE))
+            for at in range(0, count * LOGGING_RANGE, LOGGING_RANGE)
+        ]
+        self._device.log_start(found, page_size)
+        if not _may(address, "w") and not self._has("an answer that is not written is no error"):
+            if not self._has("a log without an answer is kept"):
+                self._device.log_stop()
+            raise refuse(errno.EFAULT, "the answer")
+
+    def _read(self, address: int, size: int) -> bytes:
+        if _may(address, "r") and _may(address + size - 1, "r"):
+            return ctypes.string_at(address, size)
+        if self._has("what is nowhere is 0"):
+            return bytes(size)
+        wrong = self._has("what is nowhere is EINVAL")
+        raise refuse(errno.EINVAL if wrong else errno.EFAULT, f"address {address:#x}")
+
+    def feature_unbound(self, argsz: int, flags: int, data: bytes) -> None:
+        if not self._has("a device that is not bound answers"):
+            raise refuse(errno.EINVAL, "not bound")
+        self.feature(argsz, flags, data)
 
     def feature_in_place(self, argument: bytearray) -> None:
         """The same, ``argument`` as it is left, also after a failure."""

@@ -54,11 +54,8 @@ def verdict(check: Check, deviation: str = "", flags: MigrationFlags = ALL) -> s
 #: What no device in one process, without descriptors and addresses, can be asked.
 BEYOND = {
     "a-buffer-that-is-partly-there",
-    "a-control-structure-that-is-read-only",
-    "a-device-that-is-not-bound",
     "a-driver-that-is-unbound",
     "a-structure-that-is-too-short",
-    "bad-pointers",
     "descriptor-flags",
     "info-ignores-what-was-there",
     "info-to-a-bad-pointer",

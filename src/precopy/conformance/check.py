@@ -10,7 +10,7 @@ import enum
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from precopy.vfio.device import MigrationFile, VfioDevice
 from precopy.vfio.face import RegionInfo
@@ -43,6 +43,30 @@ class Raw(Protocol):
 
     def feature(self, argsz: int, flags: int, data: bytes) -> bytes:
         """One call with exactly these; the payload as it came back. OSError."""
+
+
+@runtime_checkable
+class RawInPlace(Protocol):
+    """A backend whose call leaves its structure to be looked at, also where it fails."""
+
+    def feature_in_place(self, argument: bytearray) -> None:
+        """One call with ``argument``, header and payload. OSError."""
+
+
+@runtime_checkable
+class RawAddresses(Protocol):
+    """A backend whose calls take addresses, which may be wrong."""
+
+    def feature_at(self, address: int) -> None:
+        """One call whose structure is at ``address``. OSError."""
+
+
+@runtime_checkable
+class RawUnbound(Protocol):
+    """A backend that can ask a device before it is bound to an IOMMU context."""
+
+    def feature_unbound(self, argsz: int, flags: int, data: bytes) -> None:
+        """One call on a second file of the device, which is not bound. OSError, NotApplicable."""
 
 
 class Workload(Protocol):
@@ -154,6 +178,27 @@ class Context:
         if self.raw is None:
             raise NotApplicable("this backend has no VFIO_DEVICE_FEATURE call that could be wrong")
         return self.raw
+
+    def need_raw_in_place(self) -> RawInPlace:
+        """NotApplicable where nobody sees the structure of a call that failed."""
+        raw = self.need_raw()
+        if not isinstance(raw, RawInPlace):
+            raise NotApplicable("this backend shows no structure after a call that failed")
+        return raw
+
+    def need_raw_addresses(self) -> RawAddresses:
+        """NotApplicable where calls have no addresses."""
+        raw = self.need_raw()
+        if not isinstance(raw, RawAddresses):
+            raise NotApplicable("this backend takes no addresses, so none can be wrong")
+        return raw
+
+    def need_raw_unbound(self) -> RawUnbound:
+        """NotApplicable where there is no device that is not bound."""
+        raw = self.need_raw()
+        if not isinstance(raw, RawUnbound):
+            raise NotApplicable("a device of this backend is bound as soon as it is there")
+        return raw
 
     def need_workload(self) -> Workload:
         """NotApplicable where nothing makes the device work."""

@@ -6,11 +6,12 @@ import struct
 from precopy.backends.kernel.device import KernelVfioDevice
 from precopy.backends.sim import SimDevice
 from precopy.backends.vfio_user.device import VfioUserDevice
-from precopy.conformance.check import Raw, Registers, Workload
+from precopy.conformance.check import NotApplicable, Raw, Registers, Workload
 from precopy.guest import WorkloadGuest
 from precopy.pci.dma import DmaSpace
 from precopy.vfio.device import VfioDevice
 from precopy.vfio.face import RegionIndex, RegionInfo
+from precopy.vfio.function_face import FunctionFace
 from precopy.vfio.guest import Opened
 from precopy.vfio.uapi import VFIO_DEVICE_FEATURE
 from precopy.vfio_user.messages import Command, DeviceFeature
@@ -20,6 +21,10 @@ _HEADER = struct.Struct("=II")
 #: Room behind every argument: a kernel that writes a whole structure whatever argsz says, or an
 #: argsz that says more than there is, must not reach other memory of this process.
 _ROOM = 4096
+
+
+#: Where the kernel's devices have nodes of their own.
+_NODES = "/dev/vfio/devices/"
 
 
 class KernelRaw:
@@ -42,6 +47,18 @@ class KernelRaw:
         """A call with ``argument``, header and payload, which is as the kernel left it also where it
         fails."""
         self._device.kernel.ioctl(self._device.fileno(), VFIO_DEVICE_FEATURE, argument)
+
+    def feature_unbound(self, argsz: int, flags: int, data: bytes) -> None:
+        """A call on another file of the device's own node, which has not been bound to an iommufd."""
+        kernel = self._device.kernel
+        node = os.readlink(f"/proc/self/fd/{self._device.fileno()}")
+        if not node.startswith(_NODES):
+            raise NotApplicable("the device was opened by its group, whose files are always bound")
+        other = kernel.open(node)
+        try:
+            kernel.ioctl(other, VFIO_DEVICE_FEATURE, bytearray(_HEADER.pack(argsz, flags) + data))
+        finally:
+            kernel.close(other)
 
 
 class VfioUserRaw:
@@ -105,13 +122,16 @@ class VfioUserRegisters:
 
 
 def face_of(device: VfioDevice) -> Registers | None:
-    """Registers and config space; None where there are none: in this process, and where the device is
-    no PCI function."""
+    """Registers and config space; None where there are none: where the device is no PCI function."""
     found: Registers
     if isinstance(device, KernelVfioDevice):
         found = KernelRegisters(device)
     elif isinstance(device, VfioUserDevice):
         found = VfioUserRegisters(device)
+    elif isinstance(device, SimDevice):
+        adapter = device.adapter
+        lock = adapter.vfs[0].vhca.lock
+        found = FunctionFace(adapter.assigned_vf(0), flr=device.reset, barrier=lock)
     else:
         return None
     return found if found.regions[RegionIndex.CONFIG].size else None

@@ -98,7 +98,9 @@ def no_way_back_to_precopy(context: Context) -> None:
         what = f"STOP_COPY to {new.name}"
         context.expect_errno(what, errno.EINVAL, partial(context.set_state, new))
         context.expect(f"GET after {what}", context.state(), SC)
-        context.expect_that(f"read after {what}", bool(read_some(file)), "data", "the end")
+        context.expect_that(f"read after {what}", bool(read_some(file, 8)), "data", "the end")
+        context.read_all(file)
+        context.expect(f"read at the end after {what}", len(read_some(file)), 0)
 
 
 @check(20)

@@ -3,10 +3,18 @@
 import errno
 from functools import partial
 
-from precopy.conformance.check import Context, NotApplicable, Severity, check
+from precopy.conformance.check import Context, Severity, check
 from precopy.conformance.checks.common import PC, PCP, RP, SC, R, S
 from precopy.conformance.checks.log import PAGE, TOP, Log, is_power_of_two
-from precopy.vfio.uapi import MAX_LOGGING_RANGES, Feature, LoggingRange
+from precopy.conformance.checks.memory import NOWHERE, READ_ONLY, Pages
+from precopy.vfio.uapi import (
+    MAX_LOGGING_RANGES,
+    Feature,
+    FeatureFlags,
+    LoggingControl,
+    LoggingRange,
+    feature_header,
+)
 
 Pairs = list[tuple[int, int]]
 
@@ -192,5 +200,33 @@ def sizes_that_make_no_sense(context: Context) -> None:
 def a_control_structure_that_is_read_only(context: Context) -> None:
     """START with a structure that can't be written fails with EFAULT, and logging is stopped."""
     context.need_feature(Feature.DMA_LOGGING_START)
-    context.need_raw()
-    raise NotApplicable("this backend takes no addresses, so none can be read-only")
+    call = context.need_raw_addresses().feature_at
+    with (
+        Pages(1, LoggingRange(0, PAGE).pack()) as ranges,
+        Pages(1, _control(ranges.address)) as pages,
+    ):
+        pages.protect(0, READ_ONLY)
+        for _ in range(2):
+            context.step("DMA_LOGGING_START with a structure in a page that is read-only")
+            context.expect_errno("START", errno.EFAULT, partial(call, pages.address))
+    context.step("DMA_LOGGING_START of one page")
+    _start(context, [(0, PAGE)])
+    context.device.log_stop()
+
+
+@check(76, severity=Severity.CONTRACT)
+def ranges_that_are_nowhere(context: Context) -> None:
+    """START with ranges that can't be read fails with EFAULT, and logs nothing."""
+    context.need_feature(Feature.DMA_LOGGING_START)
+    call = context.need_raw_addresses().feature_at
+    for what, address in (("at address 16", NOWHERE), ("at the end of all addresses", TOP - 16)):
+        with Pages(1, _control(address)) as pages:
+            context.expect_errno(f"ranges {what}", errno.EFAULT, partial(call, pages.address))
+    _start(context, [(0, PAGE)])
+    context.device.log_stop()
+
+
+def _control(ranges: int) -> bytes:
+    """A DMA_LOGGING_START of the one range that is at address ``ranges``, header and payload."""
+    control = LoggingControl(PAGE, 1, ranges).pack()
+    return feature_header(Feature.DMA_LOGGING_START, FeatureFlags.SET, len(control)) + control

@@ -4,10 +4,18 @@ import errno
 from functools import partial
 from itertools import product
 
-from precopy.conformance.check import Context, NotApplicable, Severity, check
+from precopy.conformance.check import Context, Severity, check
 from precopy.conformance.checks.common import R
+from precopy.conformance.checks.memory import NONE, NOWHERE, PAGE, Pages
 from precopy.vfio.states import DeviceState, MigrationFlags
-from precopy.vfio.uapi import FEATURE_METHODS, Feature, FeatureFlags, MigrationFeature, MigState
+from precopy.vfio.uapi import (
+    FEATURE_METHODS,
+    Feature,
+    FeatureFlags,
+    MigrationFeature,
+    MigState,
+    feature_header,
+)
 
 GET, SET, PROBE = FeatureFlags
 _HEADER = 8
@@ -28,13 +36,21 @@ def a_header_that_is_too_short(context: Context) -> None:
         )
 
 
-@check(2, 52, 76, 82, severity=Severity.CONTRACT)
-def bad_pointers(context: Context) -> None:
-    """A pointer to memory that can't be read or written fails with EFAULT."""
-    call = getattr(context.need_raw(), "feature_at", None)
-    if call is None:
-        raise NotApplicable("this backend takes no addresses, so none can be wrong")
-    context.expect_errno("a header at address 16", errno.EFAULT, lambda: call(16))
+@check(2, severity=Severity.CONTRACT)
+def a_header_that_is_nowhere(context: Context) -> None:
+    """A structure that can't be read, or whose payload can't, fails with EFAULT and changes nothing."""
+    call = context.need_raw_addresses().feature_at
+    context.expect_errno("a header at address 16", errno.EFAULT, partial(call, NOWHERE))
+    with Pages(2) as pages:
+        pages.protect(1, NONE)
+        middle = pages.address + PAGE
+        context.expect_errno("a header that is half there", errno.EFAULT, partial(call, middle - 4))
+    header = feature_header(Feature.MIG_DEVICE_STATE, SET, 8)
+    with Pages(2, bytes(PAGE - _HEADER) + header) as pages:
+        pages.protect(1, NONE)
+        at = pages.address + PAGE - _HEADER
+        context.expect_errno("a payload that is not there", errno.EFAULT, partial(call, at))
+    context.expect("state", context.state(), R)
 
 
 @check(3, severity=Severity.CONTRACT)
@@ -53,11 +69,16 @@ def flag_bits_that_there_are_not(context: Context) -> None:
 
 @check(4)
 def both_methods_without_probe(context: Context) -> None:
-    """GET and SET at once, without PROBE, fail with EINVAL and change nothing."""
+    """GET and SET of a feature at once, without PROBE, fail with EINVAL and change nothing."""
     raw = context.need_raw()
-    flags = Feature.MIG_DEVICE_STATE | GET | SET
-    data = MigState(DeviceState.STOP, -1).pack()
-    context.expect_errno("GET|SET", errno.EINVAL, lambda: raw.feature(16, flags, data))
+    stop = MigState(DeviceState.STOP, -1).pack()
+    for feature, (_, size) in _present(context).items():
+        data = stop if feature is Feature.MIG_DEVICE_STATE else bytes(size)
+        context.expect_errno(
+            f"GET|SET of {feature.name}",
+            errno.EINVAL,
+            partial(raw.feature, _HEADER + size, int(feature) | GET | SET, data),
+        )
     context.expect("state", context.state(), R)
 
 
@@ -138,8 +159,15 @@ def methods_that_a_feature_has_not(context: Context) -> None:
 @check(11, severity=Severity.CONTRACT)
 def a_device_that_is_not_bound(context: Context) -> None:
     """A character device that is not bound to an IOMMU context fails every call with EINVAL."""
-    context.need_raw()
-    raise NotApplicable("devices are opened bound; one that is not can't be asked here")
+    call = context.need_raw_unbound().feature_unbound
+    for feature, (methods, size) in _present(context).items():
+        method = GET if methods & GET else SET
+        for asked in (PROBE, method):
+            context.expect_errno(
+                f"{asked.name} of {feature.name}",
+                errno.EINVAL,
+                partial(call, _HEADER + size, int(feature) | asked, bytes(size)),
+            )
 
 
 @check(63)

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import mmap
 from functools import partial
 
 from precopy.conformance.check import Context, NotApplicable, Severity, check
@@ -26,6 +25,7 @@ from precopy.conformance.checks.common import (
     stopped_image,
     target,
 )
+from precopy.conformance.checks.memory import NONE, PAGE, Pages, libc
 from precopy.vfio.states import DeviceState, MigrationFlags
 
 #: Sizes of reads, in turn: single bytes, primes, and more than a page. None divides another.
@@ -73,20 +73,16 @@ def a_buffer_that_is_partly_there(context: Context) -> None:
         raise NotApplicable("two images of this device differ: a loss could not be told")
     file = context.enter(SC)
     number = need_descriptor(file)
-    libc = ctypes.CDLL(None, use_errno=True)
-    page, found = mmap.PAGESIZE, bytearray()
+    found = bytearray()
     context.step(f"{_FAULTS} reads of 4096 bytes into buffers whose last part is not there")
-    with mmap.mmap(-1, 2 * page) as area:
-        held = ctypes.c_char.from_buffer(area)
-        middle = ctypes.addressof(held) + page
-        libc.mprotect(ctypes.c_void_p(middle), page, 0)
+    with Pages(2) as pages:
+        pages.protect(1, NONE)
         for turn in range(_FAULTS):
             there = _THERE[turn % len(_THERE)]
-            count = libc.read(number, ctypes.c_void_p(middle - there), 4096)
+            at = PAGE - there
+            count = libc.read(number, ctypes.c_void_p(pages.address + at), 4096)
             # After a fault a byte goes as usual, so that the next begins elsewhere.
-            found += area[page - there : page - there + count] if count > 0 else read_some(file, 1)
-        libc.mprotect(ctypes.c_void_p(middle), page, mmap.PROT_READ | mmap.PROT_WRITE)
-        del held
+            found += pages[at : at + count] if count > 0 else read_some(file, 1)
     room = bytearray(MIB)
     while got := file.readinto(room):
         found += room[:got]
