@@ -11,7 +11,7 @@ help:
 	@echo 'make test      the tests (under three minutes)'
 	@echo 'make truth     a guest of 1 GiB and 1,000 QPs moves at rates from idle to saturation'
 	@echo 'make fuzz      a million spoilt streams for the dissectors'
-	@echo 'make lab-test  the tests against a real kernel (builds two the first time)'
+	@echo 'make lab-test  the tests against a real kernel (builds four the first time)'
 	@echo 'make lab-soak  a working guest goes back and forth in a real kernel, TRIPS=200 times'
 	@echo 'make qemu-test QEMU moves the same device in the same kernel, and has the VF by vfio-user'
 	@echo 'make conform   every driver and device of the lab held to the uAPI, on both kernels (about 40 minutes)'
@@ -58,6 +58,7 @@ fuzz: $(VENV)/.test
 
 lab-test: $(VENV)/.test
 	$(VENV)/bin/precopy lab build --variant ordinary --variant debug >/dev/null
+	$(VENV)/bin/precopy lab build --kernel 6.12 --variant ordinary --variant debug >/dev/null
 	@echo 'on both kernels at once: their output comes when they are done, in some minutes'
 	@$(MAKE) --no-print-directory -j2 --output-sync=target lab-ordinary lab-debug
 

@@ -33,6 +33,9 @@ MLX5 = (
     "after_precopy_error",
 )
 
+#: Those of Linux 6.12 alone, and the adapter of each.
+OLD = {"announced_early": "mlx5?vfs=1&state=20M"}
+
 #: Those that bring the kernel down: the function in which it falls, and the variant that tells.
 CRASHES = {
     "large_record": ("mlx5vf_resume_write", "ordinary"),
@@ -47,13 +50,16 @@ ADAPTER = "mlx5?vfs=1&state=1M"
 _MARK = "=== "
 
 
-def printed(programs: dict[str, str], *, mtty: int = 0, adapter: str = "") -> dict[str, str]:
+def printed(
+    programs: dict[str, str], *, mtty: int = 0, adapter: str = "", version: str = ""
+) -> dict[str, str]:
     """What each prints on its device, all in one boot."""
     calls = [
         f"echo '{_MARK}{name}'; {sys.executable} {FOLDER / name}.py {device} 2>&1"
         for name, device in programs.items()
     ]
-    result = run(Job(["sh", "-c", "\n".join(calls)], mtty=mtty, adapter=adapter, cwd=TOP))
+    command = ["sh", "-c", "\n".join(calls)]
+    result = run(Job(command, mtty=mtty, adapter=adapter, version=version, cwd=TOP))
     assert (result.trouble, result.err) == ("", "")
     parts = [each.partition("\n") for each in result.out.split(_MARK)[1:]]
     return {name: text for name, _, text in parts}
@@ -86,6 +92,14 @@ def test_mlx5() -> None:
     expect_as_recorded(found)
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", OLD)
+def test_an_older_kernel(name: str) -> None:
+    expect_as_recorded(printed({name: VF}, adapter=OLD[name], version="6.12"))
+    # The newest is mended.
+    assert printed({name: VF}, adapter=OLD[name], version="newest")[name] != recorded(name)
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", CRASHES)
 def test_the_kernel_falls(name: str) -> None:
@@ -101,6 +115,6 @@ def test_the_kernel_falls(name: str) -> None:
 
 def test_all_of_them_are_run_and_told() -> None:
     found = {path.stem for path in FOLDER.glob("*.py")}
-    assert found == {*MTTY, *MLX5, *CRASHES}
+    assert found == {*MTTY, *MLX5, *OLD, *CRASHES}
     text = (FOLDER.parent / "defects.rst").read_text(encoding="utf-8")
     assert all(f"reproducers/{name}.py" in text for name in found)

@@ -152,11 +152,9 @@ def _some(held: Held, kernel: Kernel | None, left: Sequence[Check], place: Place
 
 
 def _down(check: Check, kernel: Kernel | None, ended: lab.Result) -> Result:
-    if not ended.trouble:
-        # The kernel is up; what ran in it was ended.
-        verdict = Verdict.FAIL
-    else:
-        verdict = Verdict.KERNEL_DOWN if kernel else Verdict.HANG
+    # Without trouble the kernel is up, and what ran in it was ended.
+    died = Verdict.KERNEL_DOWN if kernel else Verdict.HANG
+    verdict = died if ended.trouble else Verdict.FAIL
     return Result(check, verdict, "the check as a whole", "an end", _last_words(ended))
 
 
