@@ -4,6 +4,7 @@ import errno
 import resource
 import time
 from functools import partial
+from itertools import zip_longest
 
 from precopy.conformance.check import Context, NotApplicable, Severity, check
 from precopy.conformance.checks.common import (
@@ -23,7 +24,9 @@ from precopy.conformance.checks.common import (
 from precopy.vfio.device import VfioDevice
 
 #: A stream up to so many bytes is cut at every offset; a larger one at :func:`_offsets`.
-_EVERY = 512
+_EVERY = 4096
+#: Bytes from the start on of which every bit is flipped: as much as headers have.
+HEADERS = 64
 #: As much of an image as is kept to be cut, in bytes.
 _START = 1 << 24
 #: Seconds that cutting may take: what is left out then are offsets in the middle.
@@ -44,13 +47,18 @@ _RECORDS = ("mlx5", "virtio")
 
 
 def _offsets(length: int) -> list[int]:
-    """Where a stream is cut: everywhere, or close to its ends, by powers of two and evenly."""
+    """Where a stream is cut: everywhere, or close to its ends, by powers of two and evenly.
+
+    The ends come first: they are where it is easy to be wrong.
+    """
     if length <= _EVERY:
-        return list(range(length))
+        return sorted(range(length), key=lambda each: min(each, length - each))
     found = {*range(33), *range(length - 17, length)}
     found |= {(1 << bit) + near for bit in range(5, length.bit_length()) for near in (-1, 0, 1)}
     found |= {length * part // 16 for part in range(16)}
-    return sorted(each for each in found if each < length)
+    return sorted(
+        (each for each in found if each < length), key=lambda each: min(each, length - each)
+    )
 
 
 def _expect_refused(context: Context, what: str, stream: bytes, where: VfioDevice) -> None:
@@ -69,10 +77,10 @@ def streams_that_are_cut(context: Context) -> None:
     where = target(context)
     ends = time.monotonic() + _SECONDS
     offsets = _offsets(len(whole))
-    # The ends come first: they are where it is easy to be wrong.
-    for cut in sorted(offsets, key=lambda each: min(each, len(whole) - each)):
+    for count, cut in enumerate(offsets, 1):
         _expect_refused(context, f"a stream cut at {cut}", whole[:cut], where)
         if time.monotonic() > ends:
+            context.step(f"{count} of {len(offsets)} cuts in {_SECONDS:g} s")
             break
     if complete:
         load(context, whole, where)
@@ -157,14 +165,20 @@ def bits_that_flip(context: Context) -> None:
     if not alike(context, stopped_image(context, where), first):
         raise NotApplicable("two images of this device differ: a wrong state could not be told")
     ends = time.monotonic() + _SECONDS
-    for count, at in enumerate(_offsets(len(whole))):
+    headers = [(at, bit) for at in range(min(HEADERS, len(whole))) for bit in range(8)]
+    others = [(at, at % 8) for at in _offsets(len(whole)) if at >= HEADERS]
+    # In turn: of both something is tried, however slow the device is.
+    pairs = [each for pair in zip_longest(headers, others) for each in pair if each is not None]
+    for count, (at, bit) in enumerate(pairs, 1):
         context.reset(where)
         bad = bytearray(whole)
-        bad[at] ^= 1 << count % 8
+        bad[at] ^= 1 << bit
         if not refused(context, bytes(bad), where):
             found = stopped_image(context, where)
-            expect_alike(context, f"the state loaded with a flipped bit at byte {at}", found, first)
+            what = f"the state loaded with bit {bit} of byte {at} flipped"
+            expect_alike(context, what, found, first)
         if time.monotonic() > ends:
+            context.step(f"{count} of {len(pairs)} bits in {_SECONDS:g} s")
             break
 
 
