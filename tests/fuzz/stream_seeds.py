@@ -8,11 +8,16 @@ from collections.abc import Callable
 import xxhash
 
 from precopy.engine.channel import CONTROL, DATA, MAGIC
-from tests.stream.formats import qemu_parts
+from tests.stream.formats import builders, qemu_parts
+
+mtty = builders.mtty
 
 
-def mtty(ports: int = 2) -> bytes:
-    return struct.pack("<QIIII", 0x7E9D09898C3E2C4E, 1, 0, ports, 0) + bytes(36 * ports)
+def image() -> bytes:
+    """Of the software adapter, with a page and an empty bulk state."""
+    return builders.image(
+        {(builders.QP, 1): builders.qp_page(3, 3)}, builders.FULL | builders.FINAL
+    )
 
 
 def channel(carried: bytes) -> bytes:
@@ -41,6 +46,13 @@ def channel(carried: bytes) -> bytes:
 
 _MAKERS: dict[str, Callable[[], bytes]] = {
     "mtty": mtty,
+    "mlx5": lambda: builders.mlx5(image()),
+    "connectx": image,
+    "virtio": builders.virtio,
+    "hisi_acc": builders.hisi_acc,
+    "qat": builders.qat,
+    "xe": builders.xe,
+    "pds": lambda: bytes(range(256)) * 256,
     "channel": lambda: channel(mtty()),
     "qemu": qemu_parts.stream,
     "qemu-multifd": lambda: qemu_parts.channel(
