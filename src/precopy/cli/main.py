@@ -20,6 +20,7 @@ COMMANDS = {
     "replay": "precopy.cli.replay",
     "save": "precopy.cli.save",
     "serve": "precopy.cli.serve",
+    "timeline": "precopy.cli.timeline",
 }
 
 

@@ -1,6 +1,7 @@
 """``precopy migrate``."""
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from precopy.cli.hold import hold
 from precopy.cli.receiver import Receiver
 from precopy.cli.record import recorded
 from precopy.cli.signals import SignalEvent, Signals
+from precopy.cli.timeline import option as timeline_option
+from precopy.cli.timeline import written
 from precopy.engine import address as addresses
 from precopy.engine.address import AddressError
 from precopy.engine.channel import Channel
@@ -30,6 +33,7 @@ from precopy.engine.progress import Progress, Snapshot, safely
 from precopy.engine.report import Report
 from precopy.engine.source import Options
 from precopy.engine.source import migrate as move
+from precopy.engine.timeline import Timeline
 from precopy.memory.tracker import KINDS as TRACKERS
 from precopy.vfio.guest import Guest
 
@@ -118,6 +122,7 @@ from precopy.vfio.guest import Guest
     metavar="FILE",
     help="Write what goes over the channel, with its times, to FILE: for inspect, replay and load.",
 )
+@timeline_option
 @click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 def migrate(
@@ -137,6 +142,7 @@ def migrate(
     run_for: float,
     keep: bool,
     record: Path | None,
+    timelines: Sequence[Path],
     progress: str,
     as_json: bool,
 ) -> None:
@@ -153,6 +159,8 @@ def migrate(
         fail("--compare needs a device as its target: it moves twice", ExitStatus.USAGE)
     if compare and record is not None:
         fail("--record takes one migration, --compare makes two", ExitStatus.USAGE)
+    if compare and timelines:
+        fail("--timeline takes one migration, --compare makes two", ExitStatus.USAGE)
     reports = []
     for precopy in (True, False) if compare else (not no_precopy,):
         options = Options(
@@ -163,8 +171,11 @@ def migrate(
             cancel=SignalEvent(),
             max_bandwidth=float(max_bandwidth),
             tracking=tracking,
+            timeline=Timeline() if timelines else None,
         )
-        reports.append(_once(source, target, options, wait, run_for, keep, record, progress))
+        reports.append(
+            _once(source, target, options, wait, run_for, keep, record, timelines, progress)
+        )
     if as_json:
         found = [report.to_dict() for report in reports]
         print(json.dumps(found if compare else found[0], indent=2))
@@ -186,6 +197,7 @@ def _once(
     run_for: float,
     keep: bool,
     record: Path | None,
+    timelines: Sequence[Path],
     progress: str,
 ) -> Report:
     with ExitStack() as stack:
@@ -207,7 +219,7 @@ def _once(
                 # From here on the engine decides what a signal means: it is too late for a cancel
                 # once the right to run has been given away.
                 signals.action = options.cancel.set
-                with recorded(channel, record):
+                with written(options.timeline, timelines), recorded(channel, record):
                     report = move(opened, channel, options, tell)
         except InDoubt as error:
             where = receiver.end() if receiver else f"it listened at {target}"

@@ -5,8 +5,10 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -22,6 +24,8 @@ from precopy.cli.common import (
     warn,
 )
 from precopy.cli.signals import SignalEvent, Signals
+from precopy.cli.timeline import option as timeline_option
+from precopy.cli.timeline import written
 from precopy.engine import address as addresses
 from precopy.engine.address import AddressError, Listening
 from precopy.engine.channel import Channel
@@ -29,6 +33,7 @@ from precopy.engine.outcome import ExitStatus, MigrationError, reason_of
 from precopy.engine.progress import Snapshot, safely
 from precopy.engine.target import Received, TargetOptions
 from precopy.engine.target import receive as take
+from precopy.engine.timeline import Notes, Timeline
 from precopy.vfio.guest import Guest
 
 #: All the memory that this machine has: a guest that fills more would be its end.
@@ -77,6 +82,7 @@ MACHINE_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     show_default=True,
     help="Seconds the guest has to settle.",
 )
+@timeline_option
 @click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
 @click.option("--json", "as_json", is_flag=True, help="What happened, as JSON lines on stdout.")
 def receive(
@@ -88,6 +94,7 @@ def receive(
     max_memory: int,
     run_for: float | None,
     settle: float,
+    timelines: Sequence[Path],
     progress: str,
     as_json: bool,
 ) -> None:
@@ -97,7 +104,9 @@ def receive(
     the device is ended.
     """
     stop = SignalEvent()
+    timeline = Timeline(target=Notes()) if timelines else None
     options = TargetOptions(silence, max_memory, stop)
+    options.notes = timeline.target if timeline is not None else None
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
         try:
@@ -112,8 +121,10 @@ def receive(
                 signals.action = stop.set
                 # Another source need not wait for an answer that will not come.
                 listening.close()
-                with closing(channel):
+                with closing(channel), written(timeline, timelines):
                     received = take(opened, channel, options, tell)
+                    if timeline is not None:
+                        timeline.end(f"{received.source} runs here")
         except MigrationError as error:
             fail(str(error), error.status)
         except TimeoutError:

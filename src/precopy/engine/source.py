@@ -129,6 +129,9 @@ class _Source:
             self._hand_over()
         except MigrationError as error:
             if self._timeline is not None:
+                self._timeline.remarks.append(
+                    "the target's side is missing: it is fetched once the device runs there"
+                )
                 self._timeline.end(str(error), self.report.to_dict())
             raise
         finally:

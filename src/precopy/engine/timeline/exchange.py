@@ -22,7 +22,7 @@ from precopy.engine.timeline.timeline import Timeline
 SINCE = 3
 
 #: Exchanges of clocks, each time; more than ``MOST_CLOCKS`` in all a target does not answer.
-EXCHANGES = 8
+EXCHANGES = 16
 MOST_CLOCKS = 64
 
 #: Rows that a source takes, and that a target sends.
