@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from precopy.lab import MTTY_UUIDS, Job, run
+from precopy.lab.build import VERSIONS
 
 TOP = Path(__file__).parents[2]
 FOLDER = TOP / "Documentation/conformance/reproducers"
@@ -78,16 +79,18 @@ def expect_as_recorded(found: dict[str, str]) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_mtty() -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_mtty(version: str) -> None:
     devices = dict(zip(MTTY, MTTY_UUIDS, strict=False))
-    found = printed(devices, mtty=len(MTTY))
+    found = printed(devices, mtty=len(MTTY), version=version)
     assert tuple(found) == MTTY
     expect_as_recorded(found)
 
 
 @pytest.mark.timeout(120)
-def test_mlx5() -> None:
-    found = printed(dict.fromkeys(MLX5, VF), adapter=ADAPTER)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_mlx5(version: str) -> None:
+    found = printed(dict.fromkeys(MLX5, VF), adapter=ADAPTER, version=version)
     assert tuple(found) == MLX5
     expect_as_recorded(found)
 
