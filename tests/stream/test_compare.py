@@ -48,7 +48,7 @@ def test_streams_in_them_are_compared_under_their_place() -> None:
     other[30] ^= 1
     one = example(block(CARRIED, MTTY))
     (found,) = differences(one, example(block(CARRIED, bytes(other))))
-    assert found.path == ("stream 1", "ports")
+    assert found.path == ("stream 1", "port 0")
     assert found.offset == one.index(MTTY) + 24
 
 

@@ -10,7 +10,7 @@ from precopy.stream.dissect import MAX_WRONG
 from tests.stream.example import CARRIED, OPAQUE, block, example
 from tests.stream.hearing import cut_at, heard, heard_in_pieces
 
-MTTY = struct.pack("<QIIII", 0x7E9D09898C3E2C4E, 1, 0, 0, 2) + bytes(72)
+MTTY = struct.pack("<QIIII", 0x7E9D09898C3E2C4E, 1, 0, 2, 0) + bytes(72)
 
 #: An mtty's state in three blocks, with others between them.
 WHOLE = example(
@@ -38,7 +38,8 @@ def test_a_stream_in_pieces_is_one_stream() -> None:
     inner = [item for item in found.items if item.stream == "device"]
     assert [(item.name, item.offset, item.size) for item in inner] == [
         ("header", 0, 24),
-        ("ports", 24, 72),
+        ("port 0", 24, 36),
+        ("port 1", 60, 36),
     ]
     assert WHOLE[inner[0].file_offset :][:8] == MTTY[:8]
     assert WHOLE[inner[1].file_offset :][:6] == MTTY[24:30]

@@ -36,8 +36,8 @@ def test_the_tree_stands_in_the_order_of_the_stream() -> None:
         assert len(places) > 1
         assert places == sorted(places)
     assert any("block 1  whole" in line and " 41 " in line for line in lines)
-    assert any("+0x18" in line and "ports" in line for line in lines)
-    assert "device: mtty, 96 B, all 96 B, initial 24 B" in lines[-1]
+    assert any("+0x18" in line and "port 0" in line for line in lines)
+    assert "device: mtty, 96 B, 2 ports, all 96 B, initial 24 B, final 72 B" in lines[-1]
 
 
 def test_what_is_wrong_stands_in_the_tree() -> None:
@@ -90,7 +90,7 @@ def test_what_lies_at_an_offset(offset: int) -> None:
         if item.stream:
             assert MTTY[at] == WHOLE[offset]
     field = place.field()
-    assert (field is not None) == (items[-1].name == "header")
+    assert (field is not None) == (items[-1].name in ("header", "port 0", "port 1"))
 
 
 def test_an_offset_in_a_stream_in_the_stream() -> None:
