@@ -5,7 +5,17 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import dirty, downtime, guest_memory, memory, qps, recording, stream, throughput, vfio_user
+from benchmarks import (
+    dirty,
+    downtime,
+    guest_memory,
+    memory,
+    qps,
+    recording,
+    stream,
+    throughput,
+    vfio_user,
+)
 from benchmarks.figure import Figure
 
 ALL = {
@@ -16,7 +26,6 @@ ALL = {
     "vfio_user": vfio_user.measure,
     "guest_memory": guest_memory.measure,
     "dirty": dirty.measure,
-    "recording": recording.measure,
     "stream": stream.measure,
     "recording": recording.measure,
 }

@@ -149,6 +149,7 @@ def test_an_error_while_frames_come_is_kept(tmp_path: Path) -> None:
     os.close(full)
     recorder.frame(TO_TARGET, b"", b"x")
     recorder.frame(TO_TARGET, b"", b"y")
+    recorder.catch_up()
     assert recorder.error is not None
     with pytest.raises(OSError, match="No space left"):
         recorder.close(MOVED)

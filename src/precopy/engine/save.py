@@ -61,6 +61,8 @@ class _Archive:
             return True
         kind, fields = messages.decode(payload)
         if kind == "sync":
+            # The final image finds room.
+            self._recorder.catch_up()
             messages.send(channel, "synced")
         elif kind == "pages":
             channel.count_received(MEMORY, payload)

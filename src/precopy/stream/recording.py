@@ -15,6 +15,7 @@ import os
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,13 @@ TO_TARGET, TO_SOURCE, CLOSE = 1, 2, 3
 
 #: Most bytes of an entry's payload: a frame of the channel.
 MAX_PAYLOAD = (1 << 20) + 16
+
+#: Frames that wait to be written, at most; and bytes from which on one has a buffer of its own.
+MOST_WAITING = 32
+_SMALL = 64 << 10
+
+#: Seconds after which a disk that takes nothing ends the recording.
+_PATIENCE = 10.0
 
 #: Added to a file's name until it is closed.
 PARTIAL = ".partial"
@@ -92,8 +100,10 @@ class Closing:
 class Recorder:
     """Writes a recording to ``path``, or to its ``.partial`` neighbour until :meth:`close`.
 
-    What fails while frames come (a full disk) ends the recording, not the migration: :attr:`error`
-    keeps it. Frames may come from two threads. OSError where the file can't be begun.
+    A thread hashes and writes; who brings a frame pays for a copy of it, and waits only where
+    :data:`MOST_WAITING` of them are not written yet. What fails while frames come (a full disk) ends
+    the recording, not the migration: :attr:`error` keeps it. Frames may come from two threads.
+    OSError where the file can't be begun.
     """
 
     def __init__(self, path: Path, clock: Callable[[], int] = time.monotonic_ns) -> None:
@@ -102,19 +112,77 @@ class Recorder:
         self.path = path
         self.partial = path.with_name(path.name + PARTIAL)
         self._clock = clock
-        self._lock = threading.Lock()
         self._digest = xxhash.xxh3_128()
         self._start, self._began = clock(), time.time()
         self._entries = self._bytes = 0
         self.error: OSError | None = None
-        # Unbuffered: a frame is written in one go, and an error belongs to its frame.
-        self._file: BinaryIO | None = self.partial.open("wb", buffering=0)
+        # It holds a guest's memory: nobody else's business. Unbuffered: an entry is written in one go.
+        fd = os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._file: BinaryIO | None = open(fd, "wb", buffering=0)  # noqa: SIM115
         self._write(memoryview(FILE_HEADER.pack(MAGIC, VERSION, 0)))
         if self.error is not None:
+            self._file.close()
             raise self.error
+        self._changed = threading.Condition()
+        #: Frames that are not written yet (kind, time, payload), the one that is being written first.
+        self._waiting: deque[tuple[int, int, memoryview]] = deque()
+        #: Buffers for large frames, written to once: new memory costs more than the copy.
+        self._spare = [memoryview(bytearray(b"\1") * MAX_PAYLOAD) for _ in range(MOST_WAITING)]
+        self._over = False
+        self._writer = threading.Thread(target=self._work, name="recorder", daemon=True)
+        self._writer.start()
+
+    # --- Who brings frames --------------------------------------------------------------------
+
+    def frame(self, kind: int, header: bytes | memoryview, payload: bytes | memoryview) -> None:
+        """A frame of the channel that goes in the direction ``kind``."""
+        with self._changed:
+            if not self._changed.wait_for(self._has_room, _PATIENCE):
+                self.error = OSError(errno.ETIMEDOUT, "the disk takes nothing")
+            if self.error is not None:
+                return
+            now = self._clock() - self._start
+            self._waiting.append((kind, now, self._copy(header, payload)))
+            self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return len(self._waiting) < MOST_WAITING or self.error is not None
+
+    def _copy(self, header: bytes | memoryview, payload: bytes | memoryview) -> memoryview:
+        size = len(header) + len(payload)
+        if size < _SMALL:
+            return memoryview(b"".join((header, payload)))
+        room = self._spare.pop()
+        room[: len(header)] = header
+        room[len(header) : size] = payload
+        return room[:size]
+
+    # --- The thread that writes ---------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._over)
+                if not self._waiting:
+                    return
+                kind, now, payload = self._waiting[0]
+            self._entry(kind, now, payload)
+            with self._changed:
+                self._waiting.popleft()
+                whole = payload.obj
+                if isinstance(whole, bytearray):
+                    self._spare.append(memoryview(whole))
+                self._changed.notify_all()
+
+    def _entry(self, kind: int, now: int, payload: memoryview) -> None:
+        head = _pack(kind, now, payload)
+        self._digest.update(head)
+        self._entries += 1
+        self._bytes += len(payload)
+        self._write(memoryview(head), payload)
 
     def _write(self, *parts: memoryview) -> None:
-        if self._file is None:
+        if self._file is None or self.error is not None:
             return
         try:
             todo = [part for part in parts if part]
@@ -126,24 +194,29 @@ class Recorder:
                     todo[0] = todo[0][count:]
         except OSError as error:
             self.error = error
-            self._file.close()
-            self._file = None
 
-    def frame(self, kind: int, header: bytes | memoryview, payload: bytes | memoryview) -> None:
-        """A frame of the channel that goes in the direction ``kind``."""
-        self._entry(kind, memoryview(header), memoryview(payload))
+    # --- Its end ------------------------------------------------------------------------------
 
-    def _entry(self, kind: int, header: memoryview, payload: memoryview) -> None:
-        with self._lock:
-            now = self._clock() - self._start
-            head = _pack(kind, now, header, payload)
-            self._digest.update(head)
-            self._entries += 1
-            self._bytes += len(header) + len(payload)
-            self._write(memoryview(head), header, payload)
+    def catch_up(self) -> None:
+        """Wait until all frames are written, or can't be."""
+        with self._changed:
+            if not self._changed.wait_for(self._is_idle, _PATIENCE):
+                self.error = OSError(errno.ETIMEDOUT, "the disk takes nothing")
+
+    def _is_idle(self) -> bool:
+        return not self._waiting or self.error is not None
+
+    def _end(self) -> None:
+        """No frame comes any more."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+        # A disk that takes nothing keeps the thread; it ends with the process.
+        self._writer.join(_PATIENCE)
 
     def close(self, outcome: str) -> None:
         """Close the file with ``outcome`` and give it its name. OSError; then it stays ``.partial``."""
+        self._end()
         closing = Closing(
             outcome,
             self._began,
@@ -153,17 +226,23 @@ class Recorder:
             self._digest.hexdigest(),
         )
         payload = json.dumps(asdict(closing)).encode()
-        self._entry(CLOSE, memoryview(b""), memoryview(payload))
-        if self._file is None:
-            assert self.error is not None
-            raise self.error
+        self._entry(CLOSE, self._clock() - self._start, memoryview(payload))
+        assert self._file is not None
         file, self._file = self._file, None
         with file:
+            if self.error is not None:
+                raise self.error
             os.fsync(file.fileno())
         self.partial.replace(self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def discard(self) -> None:
         """Leave nothing of it."""
+        self._end()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -180,11 +259,10 @@ def checksum(*parts: bytes | memoryview) -> int:
     return digest.intdigest()
 
 
-def _pack(kind: int, now: int, *parts: memoryview) -> bytes:
-    """The header of an entry with ``parts`` as its payload."""
-    length = sum(map(len, parts))
-    head = ENTRY_HEADER.pack(kind, 0, 0, length, now, 0)
-    return ENTRY_HEADER.pack(kind, 0, 0, length, now, checksum(head, *parts))
+def _pack(kind: int, now: int, payload: memoryview) -> bytes:
+    """The header of an entry with ``payload``."""
+    head = ENTRY_HEADER.pack(kind, 0, 0, len(payload), now, 0)
+    return ENTRY_HEADER.pack(kind, 0, 0, len(payload), now, checksum(head, payload))
 
 
 def _exactly(file: BinaryIO, view: memoryview, at: int, what: str) -> None:
