@@ -114,10 +114,11 @@ def test_diff(capture: Path, tmp_path: Path) -> None:
     assert run("diff", capture, capture).exit_code == 0
     other = tmp_path / "other"
     state = bytearray(mtty())
-    state[20:24] = (1).to_bytes(4, "little")
+    # The divisor of the first port.
+    state[54:56] = (9).to_bytes(2, "little")
     other.write_bytes(channel(bytes(state)))
     done = run("diff", capture, other)
     assert done.exit_code == 1
-    assert "nr_ports 2 -> 1" in done.output
+    assert "divisor 12 -> 9" in done.output
     found = [json.loads(line) for line in run("diff", "--json", capture, other).output.splitlines()]
-    assert ["stream 1", "header"] in [each["path"] for each in found]
+    assert ["stream 1", "port 0"] in [each["path"] for each in found]
