@@ -1,6 +1,7 @@
 """``precopy conform``: what it exits with, and what it prints."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -54,11 +55,24 @@ def test_formats() -> None:
     only = ("sim:mlx5?qps=2", "--only", "made-up-failing")
     lines = conform(*only, "--format", "ktap").output.splitlines()
     assert lines[:3] == ["KTAP version 1", "1..1", "# made-up-failing: R33"]
-    assert lines[-1] == "not ok 1 made-up-failing"
+    assert lines[-1].startswith("not ok 1 made-up-failing # state: expected ")
     told = json.loads(conform(*only, "--format", "json").output)
     assert told["status"] == 11
     assert told["device"] == "sim:mlx5?qps=2"
     assert ElementTree.fromstring(conform(*only, "--format", "junit").output).attrib["tests"] == "1"
+
+
+def test_the_command_that_is_told_runs_that_check_again() -> None:
+    found = conform("sim:mlx5?qps=2&chunks=1", "--only", "R33", "--format", "json")
+    assert found.exit_code == 11, found.output
+    (failed,) = [each for each in json.loads(found.output)["results"] if each["verdict"] == "fail"]
+    program, *words = shlex.split(failed["again"])
+    assert program == "precopy"
+    again = CliRunner().invoke(main, [*words, "--format", "json"])
+    assert again.exit_code == 11
+    (same,) = json.loads(again.output)["results"]
+    alike = ("check", "verdict", "what", "expected", "came", "steps", "again")
+    assert [same[key] for key in alike] == [failed[key] for key in alike]
 
 
 def test_list() -> None:

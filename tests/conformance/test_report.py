@@ -84,14 +84,33 @@ def test_ktap() -> None:
     assert lines[:2] == ["KTAP version 1", "1..6"]
     assert [line for line in lines[2:] if not line.startswith("#")] == [
         "ok 1 well",
-        "not ok 2 failing",
+        "not ok 2 failing # state: expected RUNNING, came STOP",
         "ok 3 nothing # SKIP no \\#1 here",
         "not ok 4 stuck # TIMEOUT",
         "not ok 5 after # ERROR it hangs",
         "ok 6 stated # XFAIL reads give 0 [main.c]",
     ]
     assert "# came: STOP" in lines
-    assert lines.index("# came: STOP") < lines.index("not ok 2 failing")
+    failure = lines.index("not ok 2 failing # state: expected RUNNING, came STOP")
+    assert lines.index("# came: STOP") < failure
+
+
+#: Lines that KTAP version 1 has (Documentation/dev-tools/ktap.rst).
+_KTAP_RESULT = re.compile(
+    r"(ok|not ok) (\d+) ([^#\n]+?)(?: # (SKIP|TODO|XFAIL|TIMEOUT|ERROR)?.*)?", re.ASCII
+)
+
+
+@pytest.mark.parametrize("gone", [(), (KNOWN,)])
+def test_ktap_is_as_the_kernel_has_it(gone: tuple[Known, ...]) -> None:
+    told = report(some(), gone)
+    told.stated = True
+    version, plan, *lines = reports.ktap(told).splitlines()
+    found = [_KTAP_RESULT.fullmatch(line) for line in lines if not line.startswith("# ")]
+    assert (version, plan) == ("KTAP version 1", f"1..{len(found)}")
+    assert [int(each[2]) for each in found if each] == list(range(1, len(found) + 1))
+    last = "not ok 7 known-differences # 1 gone" if gone else "ok 7 known-differences"
+    assert lines[-1] == last
 
 
 def test_nothing_that_a_device_says_forges_a_ktap_line() -> None:
@@ -118,6 +137,8 @@ def test_junit_holds_whatever_is_said(came: str) -> None:
 
 def test_json() -> None:
     told = json.loads(reports.as_json(report(some(), [KNOWN])))
+    assert list(told) == ["version", "device", "about", "status", "counts", "results", "gone"]
+    assert told["version"] == 1
     assert told["status"] == 13
     assert told["counts"]["fail"] == told["counts"]["known"] == 1
     assert [each["verdict"] for each in told["results"]][1:3] == ["fail", "not applicable"]

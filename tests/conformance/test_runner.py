@@ -87,6 +87,7 @@ def test_a_hang_ends_its_check_only(hanging: Hanging) -> None:
     assert [each.verdict for each in found] == [Verdict.HANG, Verdict.PASS]
     assert list(found[0].steps) == ["the call that hangs"]
     assert found[0].what == "the call that hangs"
+    assert found[0].came.startswith("none; it is in threading.py:")
 
 
 def test_what_comes_after_a_device_that_hangs_is_told(hanging: Hanging) -> None:

@@ -109,7 +109,7 @@ def _run(
             raise OSError(str(error)) from error
 
     command = ["precopy", "conform", device, *(["--peer", peer] if peer else [])]
-    report = reports.Report(device, _about(device, peer), command)
+    report = reports.Report(device, _about(device, peer), command, stated=bool(stated))
 
     def announce(check: Check) -> None:
         if form == "ktap":
@@ -123,7 +123,7 @@ def _run(
         announce=announce,
     )
     if form == "ktap":
-        _say(reports.ktap_head(len(selected)))
+        _say(reports.ktap_head(report, len(selected)))
     for result in runner.run(selected):
         # What is gone can only be told at the end.
         known_differences.apply([result], stated)

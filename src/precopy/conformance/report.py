@@ -35,6 +35,8 @@ class Report:
     command: Sequence[str]
     results: list[Result] = field(default_factory=list)
     gone: list[Known] = field(default_factory=list)
+    #: Whether differences were stated as known. KTAP then has a last result: all of them are still there.
+    stated: bool = False
 
     def again(self, check: Check) -> str:
         """The command that runs just ``check``."""
@@ -135,37 +137,52 @@ def table(report: Report, console: Console) -> None:
 # --- KTAP -------------------------------------------------------------------------------------
 
 
-def ktap_head(count: int) -> list[str]:
-    return ["KTAP version 1", f"1..{count}"]
+def ktap_head(report: Report, count: int) -> list[str]:
+    """Version and plan of ``count`` checks."""
+    return ["KTAP version 1", f"1..{count + report.stated}"]
 
 
 def ktap_result(report: Report, number: int, result: Result) -> list[str]:
     """The lines of one result: KTAP version 1 (Documentation/dev-tools/ktap.rst)."""
-    name = result.check.name
-    why = _line(result.came).replace("#", "\\#")
     if result.known:
-        why = _line(_reason(result.known)).replace("#", "\\#")
-        lines = [f"ok {number} {name} # XFAIL {why}"]
+        ended, why = "ok", f"XFAIL {_reason(result.known)}"
     else:
-        lines = {
-            Verdict.PASS: [f"ok {number} {name}"],
-            Verdict.NOT_APPLICABLE: [f"ok {number} {name} # SKIP {why}"],
-            Verdict.FAIL: [f"not ok {number} {name}"],
-            Verdict.HANG: [f"not ok {number} {name} # TIMEOUT"],
-            Verdict.NOT_RUN: [f"not ok {number} {name} # ERROR {why}"],
-            Verdict.KERNEL_DOWN: [f"not ok {number} {name} # ERROR {why}"],
-        }[result.verdict]
+        ended, directive = _KTAP[result.verdict]
+        why = f"{directive} {'' if result.verdict is Verdict.PASS else _note(result)}".strip()
     told = details(report, result) if result.verdict in FAILURES else []
-    return [*(f"# {line}" for line in told), *lines]
+    return [*(f"# {line}" for line in told), _ktap_line(ended, number, result.check.name, why)]
+
+
+#: How a result line begins, and its directive.
+_KTAP = {
+    Verdict.PASS: ("ok", ""),
+    Verdict.NOT_APPLICABLE: ("ok", "SKIP"),
+    Verdict.FAIL: ("not ok", ""),
+    Verdict.HANG: ("not ok", "TIMEOUT"),
+    Verdict.NOT_RUN: ("not ok", "ERROR"),
+    Verdict.KERNEL_DOWN: ("not ok", "ERROR"),
+}
+
+
+def _ktap_line(ended: str, number: int, name: str, why: str) -> str:
+    told = _line(why).replace("#", "\\#")
+    return f"{ended} {number} {name}" + (f" # {told}" if told else "")
 
 
 def ktap_tail(report: Report) -> list[str]:
-    return [f"# {_line(_gone(known))}" for known in report.gone]
+    """The last result, where differences were stated: none of them is gone."""
+    if not report.stated:
+        return []
+    number = len(report.results) + 1
+    gone = len(report.gone)
+    ended, why = ("not ok", f"{gone} gone") if gone else ("ok", "")
+    told = [f"# {_line(_gone(known))}" for known in report.gone]
+    return [*told, _ktap_line(ended, number, "known-differences", why)]
 
 
 def ktap(report: Report) -> str:
     """All of it at once."""
-    lines = ktap_head(len(report.results))
+    lines = ktap_head(report, len(report.results))
     for number, result in enumerate(report.results, 1):
         lines += ktap_result(report, number, result)
     return "\n".join([*lines, *ktap_tail(report)])
@@ -227,9 +244,10 @@ def _xml(text: str) -> str:
 
 
 def as_json(report: Report) -> str:
-    """JSON: everything, with the exit status."""
+    """JSON: everything, with the exit status. ``version`` changes where a key changes its meaning."""
     return json.dumps(
         {
+            "version": 1,
             "device": report.device,
             "about": report.about,
             "status": int(status_of(report.results, report.gone)),

@@ -1,7 +1,6 @@
 """The requirements R1-R94: what a device with the VFIO migration uAPI owes its user, and who says so.
 
-They stand in ``requirements.toml``. ``linux/vfio.h`` is include/uapi/linux/vfio.h, ``vfio_main.c`` and
-other kernel files are those of Linux 7.3.
+They stand in ``requirements.toml``. Files are those of Linux 7.3.
 """
 
 import re

@@ -8,6 +8,7 @@ that is said of each.
 import contextlib
 import errno
 import importlib
+import sys
 import threading
 import time
 import traceback
@@ -42,7 +43,11 @@ class SelectionError(ValueError):
 
 
 class Hang(Exception):
-    """A call did not come back in its time."""
+    """A call did not come back in its time; ``where`` its thread is."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.where = where
 
 
 def load() -> dict[str, Check]:
@@ -89,8 +94,19 @@ def guarded(call: Callable[[], T], seconds: float) -> T:
     if raised:
         raise raised[0]
     if not found:
-        raise Hang
+        raise Hang(_where(thread))
     return found[0]
+
+
+def _where(thread: threading.Thread) -> str:
+    """Where ``thread`` is: the line of Python, and the kernel's function where it waits in one."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "nowhere"
+    with contextlib.suppress(OSError):
+        function = Path(f"/proc/self/task/{thread.native_id}/wchan").read_text(encoding="utf-8")
+        if function.strip("0\n"):
+            return f"in {place}, in the kernel in {function}"
+    return f"in {place}"
 
 
 @dataclass(slots=True)
@@ -135,8 +151,8 @@ class Runner:
             context = guarded(lambda: self._prepare(opened), self.opening)
         except (OSError, ValueError) as error:
             result = Result(check, Verdict.NOT_RUN, came=_reason(error))
-        except Hang:
-            came = f"the device hangs: it was not open and reset after {self.opening:g} s"
+        except Hang as hang:
+            came = f"the device hangs: it was not open and reset after {self.opening:g} s; it is {hang.where}"
             result = Result(check, Verdict.NOT_RUN, came=came)
         else:
             result = _judge(check, context)
@@ -183,10 +199,11 @@ class Runner:
 
         try:
             guarded(close, self.opening)
-        except Hang:
+        except Hang as hang:
             if result.verdict not in (Verdict.HANG, Verdict.NOT_RUN):
                 result.verdict, result.what = Verdict.HANG, "closing the device after the check"
-                result.expected, result.came = f"its end within {self.opening:g} s", "none"
+                result.expected = f"its end within {self.opening:g} s"
+                result.came = f"none; it is {hang.where}"
         except (OSError, ValueError, RuntimeError) as error:
             # A device that has failed may fail here, too; the check's own verdict says more.
             if result.verdict is Verdict.PASS:
@@ -238,9 +255,10 @@ def _judge(check: Check, context: Context) -> Result:
 
     try:
         result = guarded(run, check.timeout)
-    except Hang:
+    except Hang as hang:
         last = context.steps[-1] if context.steps else "the check's first step"
-        result = Result(check, Verdict.HANG, last, f"its end within {check.timeout:g} s", "none")
+        came = f"none; it is {hang.where}"
+        result = Result(check, Verdict.HANG, last, f"its end within {check.timeout:g} s", came)
     result.steps = list(context.steps)
     return result
 
