@@ -14,11 +14,12 @@ import tempfile
 from pathlib import Path
 
 from precopy.lab import MTTY_UUIDS
-from tests.interop import mtty, stream
+from tests.interop import mtty
 from tests.interop.errors import PeerError
 from tests.interop.figures import PRECOPY, QEMU, QEMU_ACK, Comparison, Exchange, Run
 from tests.interop.guest import Registers, disk
 from tests.interop.peer import Peer
+from tests.interop.stream import records
 from tests.interop.trace import device_part, images, stages
 
 SOURCE, TARGET = MTTY_UUIDS[:2]
@@ -134,7 +135,7 @@ class _Lab:
             source.finished()
             ticks = source.report()[0]
         written = file.read_bytes()
-        pieces = [piece for _, piece in stream.device_images(written)]
+        pieces = [piece for _, piece in records.device_images(written)]
         with mtty.opened(TARGET) as device:
             mtty.load(device, pieces)
             saved_again = mtty.save(device)
@@ -146,7 +147,7 @@ class _Lab:
         with mtty.opened(SOURCE) as device:
             mtty.set_registers(device, of_precopy, ticks & 0xFF)
             ours = mtty.save(device)
-        file.write_bytes(stream.with_images(written, ours))
+        file.write_bytes(records.with_images(written, ours))
         with self._peer(TARGET, disk, incoming=True) as target:
             target.allow([])
             target.qmp.execute("migrate-incoming", uri=f"file:{file}")

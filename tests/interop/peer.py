@@ -4,7 +4,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,21 @@ _WORD = re.compile(r"\b0x([0-9a-f]{8})\b")
 class Peer:
     """A running QEMU. ``name`` tells its files in ``directory`` from those of others.
 
-    With ``disk`` the guest boots from it, without it QEMU waits for a migration. PeerError says why
+    ``others`` are devices beside the guest's own, ``device`` more properties of all. With ``disk`` the guest boots from it, without it QEMU waits for a migration. PeerError says why
     one does not start.
     """
 
     def __init__(
-        self, tree: Path, directory: Path, name: str, uuid: str, *, disk: Path, incoming: bool
+        self,
+        tree: Path,
+        directory: Path,
+        name: str,
+        uuid: str,
+        *,
+        disk: Path,
+        incoming: bool,
+        others: Sequence[str] = (),
+        device: str = "",
     ) -> None:
         self._trace = directory / f"{name}.trace"
         self._errors = directory / f"{name}.err"
@@ -42,13 +51,16 @@ class Peer:
             *("-nodefaults", "-machine", "pc", "-accel", "tcg", "-m", MEMORY),
             *("-display", "none", "-vga", "none"),
             *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "qmp,mode=control"),
-            *("-object", "iommufd,id=iommufd"),
-            "-device",
-            f"vfio-pci,sysfsdev=/sys/bus/mdev/devices/{uuid},iommufd=iommufd,enable-migration=on,"
-            f"addr={guest.SLOT}",
+            *("-object", "iommufd,id=iommu"),
             *("-drive", f"if=floppy,format=raw,readonly=on,file={disk}", "-boot", "a"),
             *("-msg", "timestamp=on", "-D", str(self._trace)),
         ]
+        for slot, each in enumerate([uuid, *others], guest.SLOT):
+            options += [
+                "-device",
+                f"vfio-pci,sysfsdev=/sys/bus/mdev/devices/{each},iommufd=iommu,enable-migration=on,"
+                f"addr={slot}{device}",
+            ]
         for pattern in PATTERNS:
             options += ["-trace", pattern]
         if incoming:
@@ -110,10 +122,12 @@ class Peer:
 
     # --- Migration ----------------------------------------------------------------------------
 
-    def allow(self, capabilities: list[str]) -> None:
-        """Turn migration capabilities on, events among them."""
+    def allow(self, capabilities: Sequence[str], **parameters: object) -> None:
+        """Turn migration capabilities on, events among them, and set parameters."""
         chosen = [{"capability": each, "state": True} for each in ("events", *capabilities)]
         self.qmp.execute("migrate-set-capabilities", capabilities=chosen)
+        if parameters:
+            self.qmp.execute("migrate-set-parameters", **parameters)
 
     def finished(self) -> None:
         """Wait for the migration's end. PeerError where it failed."""

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from tests.interop.errors import PeerError
-from tests.interop.stream import device_images, with_images
+from tests.interop.stream.records import device_images, with_images
 from tests.interop.trace import Event, parse, stages
 
 _DATA = struct.pack(">Q", 0xFFFF_FFFF_EF10_0004)

@@ -1,0 +1,101 @@
+"""What QEMU itself says, in every way of migrating, is dissected to the last byte."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from precopy.lab import Job, LabError, run
+from precopy.lab.build import built
+from precopy.lab.qemu import require
+from tests.interop.stream.inside import WAYS
+
+# The first test waits for all the runs.
+pytestmark = pytest.mark.timeout(600)
+
+NAMES = [way.name for way in WAYS]
+BY_MULTIFD = ("multifd", "two devices by multifd", "zero pages as ever")
+
+Told = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def told(request: pytest.FixtureRequest) -> dict[str, Told]:
+    """All of it, made here and now."""
+    try:
+        if built() is None:
+            raise LabError("no kernel has been built yet: run precopy lab build")
+        job = Job(
+            [sys.executable, "-m", "tests.interop.stream.inside", str(require())],
+            mtty=4,
+            memory="1500M",
+            timeout=400.0,
+            cwd=Path(__file__).parents[3],
+        )
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print()
+            result = run(job, None, sys.stderr.write)
+    except LabError as error:
+        pytest.exit(f"precopy: lab: {error}", returncode=1)
+    if result.status or result.trouble:
+        last = (result.err.strip().splitlines() or ["nothing was said"])[-1]
+        pytest.exit(f"precopy: lab: {result.trouble or last}", returncode=1)
+    found = json.loads(result.out)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_wrong_and_no_byte_is_left_out(told: dict[str, Told], name: str) -> None:
+    assert told[name]["wrong"] == []
+    assert told[name]["untold"] == 0
+    assert told[name]["opaque"] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_extracted_state_is_the_device_s(told: dict[str, Told], name: str) -> None:
+    """Loaded into another mtty, it has the registers that were set at the source."""
+    devices = told[name]["devices"]
+    assert len(devices) == next(way.devices for way in WAYS if way.name == name)
+    for device in devices.values():
+        assert device["format"] == "mtty"
+        assert len(device["state"]) == 2 * 96
+        assert device["found"] == device["wanted"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_by_phase(told: dict[str, Told], name: str) -> None:
+    for device in told[name]["devices"].values():
+        phases = device["phases"]
+        assert (phases["pre-copy"], phases["stop-copy"]) == (24, 72)
+        assert phases["config"] > 4096
+        assert ("packets of data" in device["counts"]) == (name in BY_MULTIFD)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "file" in name or "mapped" in name])
+def test_pieces_are_those_that_their_flags_alone_show(told: dict[str, Told], name: str) -> None:
+    states = "".join(told[name]["pieces"])
+    assert len(states) == sum(len(device["state"]) for device in told[name]["devices"].values())
+    for device in told[name]["devices"].values():
+        assert device["state"][:48] in states
+        assert device["state"][48:] in states
+
+
+def test_a_connection_for_each_channel(told: dict[str, Told]) -> None:
+    for way in WAYS:
+        channels = way.parameters.get("multifd-channels", 0) if way.to == "qemu" else 0
+        assert told[way.name]["formats"] == ["qemu", *["qemu-multifd"] * channels]
+
+
+def test_all_of_the_guest_s_memory_is_there(told: dict[str, Told]) -> None:
+    """Each page of the first pass at least, full or zero, over whichever way."""
+    pages = 32 << 20 >> 12
+    for way in WAYS:
+        if "mapped-ram" in way.capabilities:
+            continue
+        counts = told[way.name]["machine"]
+        sent = sum(each.get("pages", 0) + each.get("zero pages", 0) for each in counts)
+        assert sent >= pages, way.name
