@@ -227,7 +227,7 @@ def test_the_image_of_a_real_firmware_is_opaque() -> None:
     found = heard(data)
     assert found.wrongs == []
     assert images_of(found) == [
-        "initial; opaque, the firmware's own",
+        "initial, or all there is if it is the only one; opaque, the firmware's own",
         "middle, or final if it is the last; opaque, the firmware's own",
         "middle, or final if it is the last; opaque, the firmware's own",
     ]

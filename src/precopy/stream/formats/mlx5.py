@@ -27,7 +27,6 @@ class _State:
         self.records = 0
         self.phases = records.Phases()
         self.chain = images.Chain()
-        self.announced = False
 
 
 def _state(stream: Stream) -> _State:
@@ -107,11 +106,9 @@ def _first(stream: Stream) -> Steps[None]:
 
 
 def _over(stream: Stream, state: _State) -> None:
-    if state.chain.known:
-        only = "initial" if state.phases.images == 1 else "middle"
-        last = "final" if state.chain.complete else only
-    else:
-        last = "initial" if state.phases.images == 1 and state.announced else "final"
+    last = "final"
+    if state.chain.known and not state.chain.complete:
+        last = "initial" if state.phases.images == 1 else "middle"
     state.phases.over(stream, last)
 
 
@@ -148,7 +145,7 @@ def _record(stream: Stream, state: _State) -> Steps[None]:
             stream.count("images")
             yield from _image(stream, state, number, count, inside)
         elif tag == Tag.STOP_COPY_SIZE:
-            yield from _announced(stream, state, count)
+            yield from _announced(stream, count)
         else:
             yield from stream.opaque("unknown", count, "a tag that nobody here knows: passed over")
 
@@ -159,9 +156,10 @@ def _image(
     if inside is not None:
         yield from images.image(stream, f"image {number}", count, state.chain)
         return
-    text = "middle, or final if it is the last"
-    if number == 1:
-        text = "initial" if state.announced else "the first"
+    # The size record is there in both cases: it does not tell whether the device was in PRE_COPY.
+    text = "initial, or all there is if it is the only one"
+    if number > 1:
+        text = "middle, or final if it is the last"
     yield from stream.opaque(f"image {number}", count, f"{text}; opaque, the firmware's own")
 
 
@@ -181,8 +179,7 @@ def _size_of_size(stream: Stream, count: int) -> Steps[int]:
     return STOP_COPY_SIZE.size if follows else count
 
 
-def _announced(stream: Stream, state: _State, count: int) -> Steps[None]:
-    state.announced = True
+def _announced(stream: Stream, count: int) -> Steps[None]:
     if count < STOP_COPY_SIZE.size:
         yield from stream.opaque("unknown", count)
         return
