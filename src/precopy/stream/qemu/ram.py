@@ -125,42 +125,56 @@ def _fast(stream: Stream, main: Main, run: _Run) -> Steps[bool]:
     page, mask = main.page_size, main.page_size - 1
     limit = main.blocks.get(run.block, 1 << 64) if main.blocks else 1 << 64
     full, zero = PAGE | CONTINUE, ZERO | CONTINUE
+    named = bytes([len(run.block)]) + run.block.encode("ascii")
     unpack, want = _WORD.unpack_from, 8
-    kinds = run.kinds
     while True:
         data = yield from stream.window(want, "a page")
         size, at, want = len(data), 0, 8
         if stream.wants(size):
             return True
-        fulls = zeros = 0
-        address = run.last
+        fulls = zeros = deltas = 0
+        address, stopped = run.last, False
         while size - at >= 8:
             (word,) = unpack(data, at)
             flags = word & mask
+            # The two kinds that most are, then the others.
             if flags == full:
                 end = at + 8 + page
-                if word - flags >= limit:
-                    break
-                if end > size:
-                    want = end - at
-                    break
-                fulls += 1
             elif flags == zero:
                 end = at + 9
-                if word - flags >= limit:
-                    break
-                if end > size:
-                    want = 9
-                    break
+            else:
+                head = at + 8
+                if not flags & CONTINUE:
+                    if data[head : head + len(named)] != named:
+                        stopped = True
+                        break
+                    head += len(named)
+                kind = flags & ~CONTINUE
+                if kind == XBZRLE and head + 3 <= size and data[head] == _XBZRLE_ENCODING:
+                    length = data[head + 1] << 8 | data[head + 2]
+                    end = head + 3 + length
+                    stopped = length > page
+                else:
+                    end = head + (page if kind == PAGE else 1)
+                    stopped = kind != PAGE and kind != ZERO
+            if stopped or word - flags >= limit:
+                stopped = True
+                break
+            if end > size:
+                want = end - at
+                break
+            if flags & PAGE:
+                fulls += 1
+            elif flags & ZERO:
                 zeros += 1
             else:
-                break
+                deltas += 1
             address = word - flags
             at = end
-        stopped = size - at >= 8 and want == 8
         stream.advance(at)
-        kinds[PAGE] += fulls
-        kinds[ZERO] += zeros
+        run.kinds[PAGE] += fulls
+        run.kinds[ZERO] += zeros
+        run.kinds[XBZRLE] += deltas
         run.last = address
         if stopped:
             return True
@@ -237,7 +251,13 @@ def _name(stream: Stream, at: int) -> Steps[str]:
 def _passed(stream: Stream, run: _Run, record: _Record) -> Steps[None]:
     """One record; an item where it is wanted."""
     whole = record.head + record.body
-    if stream.wants(whole):
+    if stream.digests:
+        # Only what the page is made of: where its name stands is not the same twice.
+        yield from stream.window(record.head, "a page")
+        stream.advance(record.head)
+        name = f"page {record.address:#x} of {record.block}"
+        yield from stream.opaque(name, record.body, _PAGES[record.kind].removesuffix("s"))
+    elif stream.wants(whole):
         kind = _PAGES[record.kind].removesuffix("s")
         with stream.group(f"page {record.address:#x} of {record.block}", whole, kind):
             head = [("address", 0, 8, record.address, f"{record.address:#x}")]
