@@ -182,7 +182,13 @@ def test_a_device_is_listed_once(empty: Tree) -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "stream"), [("mlx5_vfio_pci", "mlx5"), ("hisi-acc-vfio-pci", "hisi-acc-vfio-pci")]
+    ("driver", "stream"),
+    [
+        ("mlx5_vfio_pci", "mlx5"),
+        ("hisi_acc_vfio_pci", "hisi_acc"),
+        ("xe-vfio-pci", "xe"),
+        ("later_vfio_pci", "later_vfio_pci"),
+    ],
 )
 def test_who_a_device_is(empty: Tree, driver: str, stream: str) -> None:
     empty.pci(VF, CDEV, driver=driver, vfio="vfio0", ids=("0x19e5", "0xa251"))

@@ -18,8 +18,16 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: What may stand behind ``?`` in a name, and the values that it takes.
 OPTIONS: dict[str, tuple[str, ...]] = {"attach": ("cdev", "group")}
 
-#: The format of a driver's state, where its name is not that of the driver.
-_STREAMS = {"mlx5_vfio_pci": "mlx5"}
+#: The format of a driver's state (``precopy inspect --formats``), where its name is not that of the
+#: driver. Drivers as sysfs names them, Linux 7.3.4.
+_STREAMS = {
+    "hisi_acc_vfio_pci": "hisi_acc",
+    "mlx5_vfio_pci": "mlx5",
+    "pds_vfio_pci": "pds",
+    "qat_vfio_pci": "qat",
+    "virtio_vfio_pci": "virtio",
+    "xe-vfio-pci": "xe",
+}
 
 
 @dataclass(frozen=True, slots=True)
