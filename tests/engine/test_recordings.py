@@ -1,6 +1,7 @@
 """Devices saved and loaded, and migrations replayed."""
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -295,3 +296,37 @@ def test_a_recording_that_ends_too_early_says_so(saved: Path, tmp_path: Path) ->
     _, failed, runs = play(path)
     assert "the power went" in str(failed)
     assert not runs
+
+
+# --- Between one look at a file and the next ---------------------------------------------------
+
+
+def test_a_file_that_is_replaced_after_it_was_read_is_not_loaded(
+    saved: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(saved.read_bytes())
+    recorded = examine(path)
+    path.rename(tmp_path / "old")
+    path.write_bytes(saved.read_bytes())
+    with target() as opened:
+        with pytest.raises(Failed, match="has changed since it was read"):
+            load(path, recorded, opened)
+        assert opened.device.state is DeviceState.RUNNING
+        assert opened.guest is None
+
+
+def test_a_file_that_is_altered_after_it_was_read_does_not_run(saved: Path, tmp_path: Path) -> None:
+    """In place, by one who puts the time back: the checksum is looked at again."""
+    path = tmp_path / "state"
+    path.write_bytes(saved.read_bytes())
+    recorded, before = examine(path), path.stat()
+    with path.open("r+b") as file:
+        file.seek(before.st_size // 2)
+        file.write(bytes([saved.read_bytes()[before.st_size // 2] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with target() as opened:
+        with pytest.raises(Failed, match=r"was altered \(checksum\); nothing runs here"):
+            load(path, recorded, opened)
+        assert opened.device.state is DeviceState.RUNNING
+        assert opened.guest is None

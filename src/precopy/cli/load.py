@@ -1,5 +1,6 @@
 """``precopy load``."""
 
+import json
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -28,6 +29,12 @@ from precopy.engine.target import TargetOptions
     type=SECONDS,
     help="End the device so many seconds after it was loaded.  [default: at SIGTERM]",
 )
+@click.option(
+    "--stop",
+    "keep_stopped",
+    is_flag=True,
+    help="Leave DEVICE in STOP, its guest not started, and end: for a device that outlives this process.",
+)
 @click.option("--settle", type=SECONDS, default=5.0, help="Seconds the guest has to settle.")
 @click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
 @click.option("--json", "as_json", is_flag=True, help="What happened, as JSON lines on stdout.")
@@ -36,6 +43,7 @@ def load(
     device: str,
     max_memory: int,
     run_for: float | None,
+    keep_stopped: bool,
     settle: float,
     progress: str,
     as_json: bool,
@@ -56,7 +64,7 @@ def load(
                     ExitStatus.FAILED,
                 )
             opened = stack.enter_context(closing(open_or_fail(device, target=True)))
-            options = TargetOptions(max_memory=max_memory, cancel=stop)
+            options = TargetOptions(max_memory=max_memory, cancel=stop, keep_stopped=keep_stopped)
             with progress_of(progress) as tell:
                 signals.action = stop.set
                 received = load_into(file, recorded, opened, options, tell)
@@ -64,4 +72,9 @@ def load(
             fail(str(error), error.status)
         except KeyboardInterrupt:
             fail("cancelled; nothing has changed", ExitStatus.CANCELLED)
+        if keep_stopped:
+            told = f"{received.source} is loaded, in STOP ({received.device_bytes} bytes of state)"
+            fields = {"stopped": received.source, "device_bytes": received.device_bytes}
+            print(json.dumps(fields) if as_json else told)
+            return
         run_here(received, stop, run_for, settle, as_json)

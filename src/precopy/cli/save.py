@@ -17,9 +17,10 @@ from precopy.cli.common import (
 )
 from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine.outcome import ExitStatus, MigrationError
-from precopy.engine.policy import Policy
+from precopy.engine.policy import GiveUp, Policy
 from precopy.engine.save import save as save_to
 from precopy.engine.source import Options
+from precopy.memory.tracker import KINDS as TRACKERS
 
 
 @click.command()
@@ -33,9 +34,37 @@ from precopy.engine.source import Options
     show_default=True,
     help="Milliseconds that it may stand still, as far as PRE_COPY can do that.",
 )
+@click.option(
+    "--max-rounds",
+    type=click.IntRange(min=0),
+    default=30,
+    show_default=True,
+    help="Passes over what has changed.",
+)
 @click.option("--min-rounds", type=click.IntRange(min=0), default=0, help="Middle images at least.")
 @click.option(
     "--timeout", type=SECONDS, default=300.0, show_default=True, help="Seconds in PRE_COPY."
+)
+@click.option(
+    "--give-up",
+    type=click.Choice([each.value for each in GiveUp]),
+    default=GiveUp.SWITCH_OVER.value,
+    show_default=True,
+    help="What to do when the limit can't be met, as for migrate.",
+)
+@click.option(
+    "--tracking",
+    type=click.Choice(["auto", *TRACKERS]),
+    default="auto",
+    show_default=True,
+    help="What tells which pages the guest writes.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["running", "stopped"]),
+    default="running",
+    show_default=True,
+    help="What becomes of the device; stopped: where it outlives this process, it stands in STOP.",
 )
 @click.option("--force", is_flag=True, help="Replace FILE where there is one.")
 @click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
@@ -45,23 +74,29 @@ def save(
     file: Path,
     stopped: bool,
     downtime_limit: float,
+    max_rounds: int,
     min_rounds: int,
     timeout: float,
+    give_up: str,
+    tracking: str,
+    keep: str,
     force: bool,
     progress: str,
     as_json: bool,
 ) -> None:
     """Save the state of DEVICE, and its guest, to FILE; the device runs on.
 
-    By PRE_COPY where the device has it, so that it stands still only for the final image.
+    By PRE_COPY where the device has it, so that it stands still only for the final image. Whatever
+    fails, there is no FILE and the device runs on.
     """
     if file.exists() and not force:
         fail(f"{file} exists: --force replaces it", ExitStatus.USAGE)
     options = Options(
         precopy=not stopped,
-        policy=Policy(downtime_limit / 1e3, timeout=timeout),
+        policy=Policy(downtime_limit / 1e3, max_rounds, timeout, GiveUp(give_up)),
         min_rounds=min_rounds,
         cancel=SignalEvent(),
+        tracking=tracking,
     )
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
@@ -71,8 +106,9 @@ def save(
                 opened.guest.start()
             with progress_of(progress) as tell:
                 signals.action = options.cancel.set
-                report = save_to(opened, file, options, tell)
-            if opened.guest is not None:
+                stopped = keep == "stopped"
+                report = save_to(opened, file, options, tell, keep_stopped=stopped)
+            if opened.guest is not None and not stopped:
                 report.guest = opened.guest.settle(5.0)
         except MigrationError as error:
             fail(str(error), error.status)

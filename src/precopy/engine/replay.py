@@ -1,12 +1,14 @@
 """Plays a recording to a target: a saved device into a device, or a migration once more."""
 
 import contextlib
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from precopy.engine import messages
 from precopy.engine.channel import CONTROL, HEADER_BYTES, Channel, ChannelError, Interrupted
@@ -47,6 +49,8 @@ class Recorded:
     manifest: Message
     #: The target's last word where it was a refusal: its kind and its reason.
     refusal: tuple[str, str] | None
+    #: By what the file is known again: another one was not looked at.
+    stamp: tuple[int, ...]
 
 
 def _message(payload: memoryview) -> tuple[str, Message] | None:
@@ -70,6 +74,7 @@ def examine(path: Path) -> Recorded:
     closing = refusal = None
     try:
         with path.open("rb") as file:
+            stamp = _stamp(file)
             for entry in read(file):
                 if entry.kind == CLOSE:
                     closing = Closing.parse(entry.payload)
@@ -88,7 +93,12 @@ def examine(path: Path) -> Recorded:
     assert closing is not None
     if wanted is None:
         raise Failed(f"{path} ends before the device is described: {closing.outcome}")
-    return Recorded(closing, wanted, refusal)
+    return Recorded(closing, wanted, refusal, stamp)
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(slots=True)
@@ -122,6 +132,8 @@ class _Player:
         """The last word of the target's that was recorded and came again."""
         last = ""
         with path.open("rb") as file:
+            if _stamp(file) != self._recorded.stamp:
+                raise RecordingError(f"{path} has changed since it was read")
             for entry in read(file):
                 if self._options.cancel.is_set():
                     raise Interrupted("interrupted")
@@ -217,20 +229,23 @@ def load(
     options: TargetOptions | None = None,
     progress: Progress = silent,
 ) -> Received:
-    """Load what ``path`` holds, as :func:`examine` has found it, into ``opened``, which then runs.
-
-    Raises MigrationError as ``engine.target.receive`` does.
+    """Load what ``path`` holds, as :func:`examine` has found it, into ``opened``, which then runs, or
+    stands in STOP where the options say so. MigrationError as ``engine.target.receive`` does.
     """
     options = options or TargetOptions()
     near, far = socket.socketpair()
 
     def play() -> None:
-        # What goes wrong here is seen by the target, as a source that has gone.
         with (
             contextlib.closing(Channel(near)) as channel,
-            contextlib.suppress(MigrationError, ChannelError, RecordingError, OSError),
+            # A target that fails says so itself.
+            contextlib.suppress(MigrationError, ChannelError),
         ):
-            _Player(channel, recorded, ReplayOptions(silence=options.silence), silent).play(path)
+            player = _Player(channel, recorded, ReplayOptions(silence=options.silence), silent)
+            try:
+                player.play(path)
+            except (RecordingError, OSError) as error:
+                messages.send_reason(channel, "abort", f"{path}: {reason_of(error)}")
 
     thread = threading.Thread(target=play, name="replay")
     with contextlib.closing(Channel(far)) as channel:

@@ -81,8 +81,10 @@ def save(
     path: Path,
     options: Options | None = None,
     progress: Progress = silent,
+    *,
+    keep_stopped: bool = False,
 ) -> Report:
-    """Save the device (and its guest) of ``opened`` to ``path``; it runs on afterwards.
+    """Save the device (and its guest) of ``opened`` to ``path``; it runs on afterwards, or stays in STOP.
 
     It stands still as for a migration, as long as its final image is read. Raises MigrationError, then
     there is no file, and the device runs as before; Stopped where it does not.
@@ -91,16 +93,27 @@ def save(
         recorder = Recorder(path)
     except OSError as error:
         raise Failed(f"{path}: {reason_of(error)}; nothing has changed") from error
+    stopped = False
     try:
         report = _move(opened, recorder, options, progress)
+        stopped = True
+        if not keep_stopped:
+            # Before the file is safe: the device does not wait for a disk.
+            began = time.monotonic()
+            stopped = False
+            _resume(opened)
+            took = time.monotonic() - began
+            report.stages["resume"] = report.stages.get("resume", 0.0) + took
         recorder.close(MOVED)
     except OSError as error:
         recorder.discard()
+        if stopped:
+            _resume(opened)
         raise Failed(f"{path}: {reason_of(error)}; the device runs on") from error
     except BaseException:
         recorder.discard()
         raise
-    report.outcome = f"saved to {path}; the device runs on"
+    report.outcome = f"saved to {path}; the device {'is kept in STOP' if stopped else 'runs on'}"
     return report
 
 
@@ -123,9 +136,6 @@ def _move(
         finally:
             channel.close()
             thread.join()
-    began = time.monotonic()
-    _resume(opened)
-    report.stages["resume"] = report.stages.get("resume", 0.0) + time.monotonic() - began
     return report
 
 

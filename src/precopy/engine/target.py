@@ -60,6 +60,8 @@ class TargetOptions:
     cancel: threading.Event = field(default_factory=threading.Event)
     #: Filled with what happens here; None: nobody here wants to know.
     notes: Notes | None = None
+    #: Leave the device in STOP, its guest not started: who asks for it has it alone (``precopy load``).
+    keep_stopped: bool = False
 
 
 @dataclass(slots=True)
@@ -300,9 +302,8 @@ class _Target:
         began = time.monotonic()
         found = Received(self._source, self._bytes, self._guest)
         try:
-            self._device.set_state(DeviceState.RUNNING)
-            if self._guest is not None:
-                self._guest.start()
+            if not self._options.keep_stopped:
+                self._run()
         except Exception as error:
             raise self._cannot_run(error) from error
         took = time.monotonic() - began
@@ -321,6 +322,11 @@ class _Target:
                 trouble = exchange.serve(self._channel, self._notes)
                 found.notes += [trouble] if trouble is not None else []
         return found
+
+    def _run(self) -> None:
+        self._device.set_state(DeviceState.RUNNING)
+        if self._guest is not None:
+            self._guest.start()
 
     # --- When it fails ------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ PARTIAL = ".partial"
 MOVED = "moved"
 
 
-class RecordingError(Exception):
+class RecordingError(ValueError):
     """What is wrong with a file, and where; one line."""
 
 
@@ -235,10 +235,10 @@ class Recorder:
             os.fsync(file.fileno())
         self.partial.replace(self.path)
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        # Not every file system can; the file itself is whole.
+        with contextlib.suppress(OSError):
             os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.close(folder)
 
     def discard(self) -> None:
         """Leave nothing of it."""
