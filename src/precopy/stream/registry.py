@@ -37,6 +37,7 @@ class Format:
 
 
 _FORMATS: dict[str, Format] = {}
+_BROKEN: dict[str, str] = {}
 
 
 def register(
@@ -74,13 +75,22 @@ def _load() -> None:
     for module in pkgutil.iter_modules(formats.__path__):
         importlib.import_module(f"{formats.__name__}.{module.name}")
     for point in importlib.metadata.entry_points(group="precopy.formats"):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:  # whatever someone else's package does
+            _BROKEN[point.name] = f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def formats() -> dict[str, Format]:
     """All formats by name."""
     _load()
     return _FORMATS
+
+
+def broken() -> dict[str, str]:
+    """Entry points that could not be loaded, and why, in one line."""
+    _load()
+    return _BROKEN
 
 
 def recognise(head: bytes) -> Format | None:

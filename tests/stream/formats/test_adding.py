@@ -83,5 +83,25 @@ def test_the_example_is_a_format(command: list[str], tmp_path: Path) -> None:
     assert lines[7] == "whole: acme, 69 B, 2 queues, initial 21 B, final 32 B, 1 wrong"
 
 
+def test_a_format_that_cannot_be_loaded_is_named_and_the_others_work(tmp_path: Path) -> None:
+    about = tmp_path / "acme_format-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-format\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[precopy.formats]\nacme = acme_format\n")
+    (tmp_path / "acme_format.py").write_text("raise ValueError('not today')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "precopy", "inspect", "--formats"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert "format acme can't be loaded: ValueError: not today" in line
+    assert "mlx5" in done.stdout
+
+
 def test_the_example_is_short() -> None:
     assert len(block("python").splitlines()) < 60
