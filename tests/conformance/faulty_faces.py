@@ -151,6 +151,7 @@ class FaultyWorkload:
 
     def __init__(self, device: FaultyDevice) -> None:
         self._device = device
+        self.interrupts = 0
 
     def _may(self) -> bool:
         device, has = self._device, self._device.has
@@ -164,7 +165,13 @@ class FaultyWorkload:
         return state in (R, RP, PC, PCP)
 
     def work(self) -> list[tuple[int, int]]:
-        device = self._device
+        device, has = self._device, self._device.has
+        if (
+            self._may()
+            or (device.state is S and has("an interrupt in STOP"))
+            or (device.state is SC and has("an interrupt in STOP_COPY"))
+        ):
+            self.interrupts += 1
         if not self._may():
             return []
         device.memory[0] = (device.memory[0] + 1) & 0xFF
@@ -186,7 +193,9 @@ class FaultyFace:
         self._config = bytearray(256)
         self._config[:4] = b"\x36\x1b\x11\0"
         self._config[0x34] = 0x40
-        self._config[0x40] = 0x10
+        self._config[0x40:0x42] = b"\x10\x60"
+        # The table is in BAR 0, at 0x800.
+        self._config[0x60:0x6C] = b"\x11\0\x07\0" + (0x800).to_bytes(4, "little") + bytes(4)
         self._config[0x44:0x48] = (1 << 28).to_bytes(4, "little")
         both = RegionFlags.READ | RegionFlags.WRITE
         regions = [RegionInfo()] * NUM_REGIONS
@@ -195,7 +204,8 @@ class FaultyFace:
 
     def region_read(self, region: int, offset: int, size: int) -> bytes:
         if region != RegionIndex.CONFIG:
-            return bytes(size)
+            gone = self._device.state is SC and self._device.has("MSI-X is gone in STOP_COPY")
+            return (b"\xff" if gone else b"\0") * size
         if self._device.state is S and self._device.has("config space is gone in STOP"):
             return b"\xff" * size
         return bytes(self._config[offset : offset + size])

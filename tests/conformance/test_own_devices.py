@@ -110,8 +110,8 @@ WAYS: dict[str, Callable[[Check], AbstractContextManager[Context]]] = {
     "through vfio-user": through_vfio_user,
 }
 
-#: What can be said of none of the ways: no descriptors, no addresses, no device beside it, and no
-#: state that brings the device to ERROR.
+#: What can be said of none of the ways: no descriptors, no addresses, no device beside it, no state that
+#: brings the device to ERROR, and no interrupt of a guest that finds its messages done when it looks.
 NOWHERE = {
     "a-buffer-that-is-partly-there",
     "a-control-structure-that-is-read-only",
@@ -119,6 +119,7 @@ NOWHERE = {
     "a-driver-that-is-unbound",
     "a-failed-set-has-no-data-fd",
     "a-header-that-is-nowhere",
+    "a-stopped-device-raises-no-interrupt",
     "a-structure-that-is-too-short",
     "descriptor-flags",
     "info-ignores-what-was-there",

@@ -7,8 +7,8 @@ from precopy.backends.kernel.device import KernelVfioDevice
 from precopy.backends.sim import SimDevice
 from precopy.backends.vfio_user.device import VfioUserDevice
 from precopy.conformance.check import NotApplicable, Raw, Registers, Workload
+from precopy.connectx.adapter import Port
 from precopy.guest import WorkloadGuest
-from precopy.pci.dma import DmaSpace
 from precopy.vfio.device import VfioDevice
 from precopy.vfio.face import RegionIndex, RegionInfo
 from precopy.vfio.function_face import FunctionFace
@@ -149,10 +149,24 @@ _MESSAGES = 32
 
 
 class GuestWorkload:
-    """A guest that sends messages over the device; ``dma`` is the device's own address space."""
+    """A guest that sends messages over the device, by ``port``."""
 
-    def __init__(self, guest: WorkloadGuest, dma: DmaSpace) -> None:
-        self._guest, self._dma = guest, dma
+    def __init__(self, guest: WorkloadGuest, port: Port) -> None:
+        self._guest, self._dma = guest, port.dma
+        self._interrupts = 0
+        heard = port.vhca.interrupts.get(0)
+
+        def interrupt() -> None:
+            self._interrupts += 1
+            if heard is not None:
+                heard()
+
+        port.set_interrupt(0, interrupt)
+
+    @property
+    def interrupts(self) -> int:
+        """How many the guest has heard."""
+        return self._interrupts
 
     def work(self) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
@@ -174,5 +188,5 @@ def workload_of(opened: Opened) -> Workload | None:
     """What makes the device work: the guest that it was opened with, where all that the device writes
     can be known, which is in this process only. None elsewhere."""
     if isinstance(opened.guest, WorkloadGuest) and isinstance(opened.device, SimDevice):
-        return GuestWorkload(opened.guest, opened.device.adapter.vfs[0].dma)
+        return GuestWorkload(opened.guest, opened.device.adapter.vfs[0])
     return None

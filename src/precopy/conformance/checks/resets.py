@@ -20,10 +20,10 @@ from precopy.conformance.checks.common import (
     stopped_image,
     target,
 )
+from precopy.conformance.checks.config_space import CAP_EXPRESS, find_capability, read_config
 from precopy.vfio.face import RegionIndex
 
-#: PCI configuration space: where the list of capabilities starts, and the PCI Express capability.
-_CAP_POINTER, _CAP_EXPRESS = 0x34, 0x10
+#: Bits of the PCI Express capability.
 _DEVCAP_FLR, _DEVCTL_FLR = 1 << 28, 1 << 15
 #: Seconds in which a function has to be back after an FLR (PCIe Base, 6.6.2: 100 ms), with room.
 FLR_SECONDS = 5.0
@@ -110,19 +110,13 @@ def function_level_reset(context: Context) -> None:
     """An FLR by config space leads to RUNNING and ends the session, as RESET does."""
     face = context.need_face()
 
-    def read(offset: int, size: int) -> int:
-        return int.from_bytes(face.region_read(RegionIndex.CONFIG, offset, size), "little")
-
-    at = read(_CAP_POINTER, 1)
-    seen = 0
-    while at and read(at, 1) != _CAP_EXPRESS and seen < 48:
-        at, seen = read(at + 1, 1), seen + 1
-    if not at or seen == 48 or not read(at + 4, 4) & _DEVCAP_FLR:
+    at = find_capability(face, CAP_EXPRESS)
+    if not at or not read_config(face, at + 4, 4) & _DEVCAP_FLR:
         raise NotApplicable("the function has no FLR")
     for state in context.states():
         file = bring(context, state)
         context.step("FLR")
-        control = read(at + 8, 2) | _DEVCTL_FLR
+        control = read_config(face, at + 8, 2) | _DEVCTL_FLR
         face.region_write(RegionIndex.CONFIG, at + 8, control.to_bytes(2, "little"))
         ends = time.monotonic() + FLR_SECONDS
         while context.state() is not R and time.monotonic() < ends:

@@ -18,6 +18,7 @@ from precopy.conformance.checks.common import (
     stopped_image,
     target,
 )
+from precopy.conformance.checks.config_space import CAP_MSIX, find_capability, read_config
 from precopy.vfio.face import RegionIndex
 from precopy.vfio.states import MigrationFlags
 
@@ -28,6 +29,15 @@ class PeerWorkload(Protocol):
 
     def work_on_peer(self) -> list[tuple[int, int]]:
         """Let it; address and length in bytes of all that reached the other device."""
+
+
+@runtime_checkable
+class InterruptWorkload(Protocol):
+    """A workload that hears the device's interrupts."""
+
+    @property
+    def interrupts(self) -> int:
+        """How many came so far."""
 
 
 @check(32)
@@ -54,6 +64,23 @@ def a_stopped_device_writes_nothing(context: Context) -> None:
         context.expect(f"DMA in {state.name}", workload.work(), [])
     context.set_state(S)
     expect_alike(context, "the image after it", stopped_image(context), before)
+
+
+@check(29)
+def a_stopped_device_raises_no_interrupt(context: Context) -> None:
+    """In STOP and STOP_COPY no interrupt comes, whatever the device is asked for; in RUNNING they do."""
+    workload = context.need_workload()
+    if not isinstance(workload, InterruptWorkload):
+        raise NotApplicable("the workload hears no interrupts")
+    workload.work()
+    if not workload.interrupts:
+        raise NotApplicable("the workload makes the device raise no interrupt")
+    for state in (S, SC):
+        context.set_state(state)
+        before = workload.interrupts
+        context.step("the device is asked to work")
+        workload.work()
+        context.expect(f"interrupts in {state.name}", workload.interrupts - before, 0)
 
 
 @check(29)
@@ -108,6 +135,28 @@ def config_space_answers_in_stop(context: Context) -> None:
         bring(context, state)
         context.step(f"read config space in {state.name}")
         context.expect("vendor and device", face.region_read(RegionIndex.CONFIG, 0, 4), before[:4])
+        context.expect("GET after it", context.state(), state)
+
+
+@check(30)
+def msix_answers_in_stop(context: Context) -> None:
+    """The MSI-X capability and the table's first entry can be read in STOP and STOP_COPY, as before."""
+    face = context.need_face()
+    at = find_capability(face, CAP_MSIX)
+    if not at:
+        raise NotApplicable("the function has no MSI-X")
+    where = read_config(face, at + 4, 4)
+    table, offset = where & 7, where & ~7
+
+    def read() -> tuple[bytes, bytes]:
+        context.step(f"read the MSI-X capability at {at:#x}, BAR {table} at {offset:#x}")
+        capability = face.region_read(RegionIndex.CONFIG, at, 12)
+        return capability, face.region_read(table, offset, 16)
+
+    before = read()
+    for state in (S, SC):
+        context.set_state(state)
+        context.expect(f"MSI-X in {state.name}", read(), before)
         context.expect("GET after it", context.state(), state)
 
 
