@@ -362,6 +362,29 @@ def test_it_goes_on_behind_what_is_wrong() -> None:
     assert found.carried == {q.DEVICE: q.MTTY}
 
 
+def test_a_state_with_a_wrong_piece_is_not_called_cut() -> None:
+    data = bytearray(q.stream())
+    at = data.index(q.data(q.MTTY[24:]))
+    data[at + 7] = 9
+    found = heard(bytes(data))
+    assert [(wrong.stream, wrong.offset) for wrong in found.wrongs] == [("", at)]
+    (left,) = found.named("goes on elsewhere")
+    assert (left.stream, left.text) == (q.DEVICE, "a piece of it is wrong")
+    assert found.carried == {q.DEVICE: q.MTTY[:24]}
+
+
+def test_what_follows_a_wrong_piece_is_not_taken_for_the_state() -> None:
+    pieces = [q.part(39, q.data(bytes([number]) * 9) + q.END_OF_STATE) for number in range(3)]
+    data = q.header() + q.start(39, q.DEVICE, q.SETUP + q.END_OF_STATE) + b"".join(pieces)
+    data += q.full(7, "timer", q.TIMER) + b"\0" + q.description(*[("timer", 0, q.TIMER_FIELDS)] * 2)
+    spoilt = bytearray(data)
+    spoilt[data.index(pieces[1]) + 12] = 9
+    found = heard(bytes(spoilt))
+    assert len([wrong for wrong in found.wrongs if not wrong.stream]) == 1
+    assert found.carried == {q.DEVICE: b"\0" * 9}
+    assert found.named("state")[0].text == "behind a wrong place"
+
+
 @pytest.mark.parametrize(
     ("data", "offset", "expected"),
     [

@@ -79,6 +79,7 @@ def dissect(stream: Stream) -> Steps[None]:
 def resync(stream: Stream) -> Steps[None]:
     """On at the next footer of a section that is known."""
     main = main_of(stream)
+    vfio.breaks(main)
 
     def test(data: memoryview) -> bool:
         number = int.from_bytes(data[1:FOOTER_BYTES], "big")
@@ -164,6 +165,7 @@ def _part(stream: Stream, main: Main) -> Steps[None]:
 
 def _body(stream: Stream, main: Main, section: Section, kind: int) -> Steps[None]:
     """What is in a section, and its footer."""
+    main.inside = section.number
     if section.name == "ram":
         yield from ram.body(stream, main)
     elif vfio.owns(section.name):
@@ -178,6 +180,7 @@ def _body(stream: Stream, main: Main, section: Section, kind: int) -> Steps[None
             f"the footer of section {section.number}", str(found["section"]), stream.offset + 1
         )
     yield from stream.struct("footer", _FOOTER)
+    main.inside = None
 
 
 # --- Beside them --------------------------------------------------------------------------------

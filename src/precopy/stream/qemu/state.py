@@ -55,6 +55,9 @@ class Main:
     mapped_base: int | None = None
     #: The states of VFIO devices, by section.
     devices: dict[int, Stream] = field(default_factory=dict)
+    #: The section that one is in, and the devices with a wrong place in theirs.
+    inside: int | None = None
+    broken: set[int] = field(default_factory=set)
     #: Nothing but the description may follow.
     over: bool = False
 

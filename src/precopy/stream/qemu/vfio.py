@@ -42,10 +42,13 @@ def body(stream: Stream, main: Main, section: Section, kind: int) -> Steps[None]
             length = (yield from stream.look(DATA, name))["length"]
             with stream.group(f"data {pieces}" if pieces else "data", DATA.size + length):
                 yield from stream.struct(name, DATA)
-                device = _device(stream, main, section)
-                device.count("pieces of data")
-                device.phase(_PHASES.get(kind, "config"), length)
-                yield from stream.pass_on(device, length, f"the state of {section.device}")
+                if section.number in main.broken:
+                    yield from stream.opaque("state", length, "behind a wrong place")
+                else:
+                    device = _device(stream, main, section)
+                    device.count("pieces of data")
+                    device.phase(_PHASES.get(kind, "config"), length)
+                    yield from stream.pass_on(device, length, f"the state of {section.device}")
             pieces += 1
             continue
         yield from stream.struct(name, FLAG)
@@ -60,6 +63,15 @@ def body(stream: Stream, main: Main, section: Section, kind: int) -> Steps[None]
         _without_config(stream, main, section)
 
 
+def breaks(main: Main) -> None:
+    """The section that one is in has a wrong place: of a device's state there, no one knows the rest."""
+    if main.inside is not None:
+        main.broken.add(main.inside)
+        if main.inside in main.devices:
+            main.devices[main.inside].leave("a piece of it is wrong")
+        main.inside = None
+
+
 def _device(stream: Stream, main: Main, section: Section) -> Stream:
     """The stream of the device's state."""
     found = main.devices.get(section.number)
@@ -71,7 +83,7 @@ def _device(stream: Stream, main: Main, section: Section) -> Stream:
 def _by_multifd(stream: Stream, main: Main, section: Section) -> None:
     """The last part of the state, if it went over multifd's channels and they were given."""
     packets = multifd.packets_of(stream).get((section.name, section.instance), {})
-    if not packets:
+    if not packets or section.number in main.broken:
         return
     stream.say("multifd", "what follows came over channels of its own")
     device = _device(stream, main, section)
