@@ -146,7 +146,7 @@ def read(path: Path) -> Timeline:
     for number, event in enumerate(rows):
         try:
             _take(event, sides)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise TraceError(f"event {number} is none of a timeline's") from None
     try:
         return _timeline(sides, other)
@@ -155,7 +155,7 @@ def read(path: Path) -> Timeline:
 
 
 def _take(event: Mapping[str, Any], sides: dict[int, Notes]) -> None:
-    """Note one event. KeyError, TypeError, ValueError where it is none."""
+    """Note one event. KeyError, TypeError, ValueError, AttributeError: it is none."""
     kind, pid = event["ph"], event["pid"]
     if pid not in _PIDS.values():
         raise ValueError(pid)
