@@ -1,13 +1,17 @@
 """Small good streams of every format, for the fuzzer to spoil."""
 
 import functools
+import itertools
 import json
 import struct
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import xxhash
 
-from precopy.engine.channel import CONTROL, DATA, MAGIC
+from precopy.engine.channel import CONTROL, DATA, HEADER_BYTES, MAGIC
+from precopy.stream.recording import MOVED, TO_TARGET, Recorder
 from tests.stream.formats import builders, qemu_parts
 
 mtty = builders.mtty
@@ -44,6 +48,20 @@ def channel(carried: bytes) -> bytes:
     return b"".join(frames)
 
 
+def recording(frames: bytes) -> bytes:
+    """Of a source that sends ``frames``, and a target that says nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "recording")
+        recorder = Recorder(path, itertools.count(0, 1000).__next__)
+        at = 0
+        while at < len(frames):
+            end = at + HEADER_BYTES + int.from_bytes(frames[at + 4 : at + 8], "little")
+            recorder.frame(TO_TARGET, b"", frames[at:end])
+            at = end
+        recorder.close(MOVED)
+        return path.read_bytes()
+
+
 _MAKERS: dict[str, Callable[[], bytes]] = {
     "mtty": mtty,
     "mlx5": lambda: builders.mlx5(image()),
@@ -54,6 +72,7 @@ _MAKERS: dict[str, Callable[[], bytes]] = {
     "xe": builders.xe,
     "pds": lambda: bytes(range(256)) * 256,
     "channel": lambda: channel(mtty()),
+    "recording": lambda: recording(channel(mtty())),
     "qemu": qemu_parts.stream,
     "qemu-multifd": lambda: qemu_parts.channel(
         1, qemu_parts.sync(), qemu_parts.pages([0], [4096]), qemu_parts.piece(0, mtty())

@@ -45,11 +45,13 @@ class Mutations:
     def __init__(self, seed: int, streams: Sequence[tuple[str, bytes]]) -> None:
         self._random = random.Random(seed)
         self._streams = streams
+        # A large one costs as much as many small ones.
+        self._weights = [min(1.0, 1000 / max(len(data), 1)) for _, data in streams]
 
     def input(self) -> tuple[str, bytes]:
         """Name of a format (or none: to be recognised) and bytes."""
         draw = self._random
-        name, whole = draw.choice(self._streams)
+        name, whole = self._pick()
         data = bytearray(whole)
         for _ in range(draw.choice((0, 1, 1, 2, 3, 8))):
             draw.choice(self._CHANGES)(self, data)
@@ -59,6 +61,9 @@ class Mutations:
         elif chosen < 0.6:
             name = ""
         return name, bytes(data)
+
+    def _pick(self) -> tuple[str, bytes]:
+        return self._random.choices(self._streams, self._weights)[0]
 
     def _place(self, data: bytearray) -> int:
         return self._random.randrange(len(data)) if data else 0
@@ -98,7 +103,7 @@ class Mutations:
         data[start:start] = piece
 
     def _splice(self, data: bytearray) -> None:
-        _, other = self._random.choice(self._streams)
+        _, other = self._pick()
         at = self._place(data)
         start = self._random.randrange(len(other)) if other else 0
         data[at:] = other[start:]
