@@ -11,6 +11,7 @@ from precopy.conformance.outcome import ConformStatus, Known, Verdict, status_of
 from precopy.conformance.runner import load
 from tests.conformance.made_up import made, result
 
+TOP = Path(__file__).parents[2]
 CHECKS = {"passing": made()}
 FILE = """
 [[known]]
@@ -77,6 +78,9 @@ def test_files_of_drivers_are_sound(path: Path) -> None:
     assert all(each.reference for each in stated)
     told = {(each.subject, each.kernel, each.verdict, each.came) for each in stated}
     assert len(told) == len(stated)
+    sections = {each.reference.rpartition("defects: ")[2] for each in stated}
+    text = (TOP / "Documentation/conformance/defects.rst").read_text(encoding="utf-8")
+    assert [name for name in sections if f".. _defect-{name.replace('_', '-')}:" not in text] == []
 
 
 def test_stated_failure_is_known_and_all_is_well() -> None:

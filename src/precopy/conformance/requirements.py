@@ -14,7 +14,7 @@ from precopy.conformance.check import Severity
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """``source``: where it is said. ``unchecked``: why no check sees it on any backend, where so."""
+    """``source``: where it is said. ``unchecked``: what of it no check sees, and why."""
 
     number: int
     topic: str
