@@ -21,10 +21,11 @@ class Elsewhere:
         here = self._file.tell()
         try:
             at = self._file.seek(offset, whence)
-            found = bytearray()
-            while len(found) < count and (piece := self._file.read(count - len(found))):
-                found += piece
-            return at, bytes(found)
+            pieces: list[bytes] = []
+            while count and (piece := self._file.read(count)):
+                pieces.append(piece)
+                count -= len(piece)
+            return at, b"".join(pieces)
         finally:
             self._file.seek(here)
 

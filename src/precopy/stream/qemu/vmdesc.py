@@ -77,7 +77,7 @@ def look_for(file: Elsewhere) -> Description | None:
                     return Description(tail[start:])
                 except ValueError:
                     return None
-        if reach >= size:
+        if reach >= size or not tail.endswith(b"}"):
             break
     return None
 
