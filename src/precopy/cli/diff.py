@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from precopy.cli.common import fail, warn
-from precopy.cli.inspect import opened
+from precopy.cli.inspect import opened, warn_of_broken
 from precopy.engine.outcome import ExitStatus, reason_of
 from precopy.stream.compare import Inventory, compare, inventory
 from precopy.stream.registry import formats
@@ -41,6 +41,7 @@ def diff(context: click.Context, one: Path, other: Path, as_json: bool, name: st
     """
     if name and name not in formats():
         fail(f"no format {name!r}; there are {', '.join(sorted(formats()))}", ExitStatus.USAGE)
+    warn_of_broken()
     first, second = _read(one, name), _read(other, name)
     different = False
     for each in compare(first, second):

@@ -36,14 +36,14 @@ def _offset(value: str) -> int:
 _offset.__name__ = "offset"
 
 
-def _warn_of_broken() -> None:
+def warn_of_broken() -> None:
     for name, why in broken().items():
         warn(f"format {name} can't be loaded: {why}; mend or remove the package that brings it")
 
 
 def _list_formats(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        _warn_of_broken()
+        warn_of_broken()
         for each in sorted(formats().values(), key=lambda each: each.name):
             print(f"{each.name:12} {each.title}")
         context.exit()
@@ -107,7 +107,7 @@ def inspect(
 
     Exit status: 0, or 1 where something in it is wrong or its format is not known.
     """
-    _warn_of_broken()
+    warn_of_broken()
     if name is not None and name not in formats():
         fail(f"no format {name!r}; there are {', '.join(sorted(formats()))}", ExitStatus.USAGE)
     show = Lines if as_json else Brief if brief else Tree
