@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from precopy.backends import open_device
 from precopy.cli.main import main
 from precopy.vfio.states import DeviceState
-from tests.cli.processes import BLANK, SMALL
+from tests.cli.processes import BLANK, SMALL, Process
 from tests.cli.test_serve import serving
 
 FAULT = BLANK + "&fault=LOAD_VHCA_STATE:1:0x1"
@@ -144,24 +144,32 @@ def test_another_kind_of_device_refuses_it(saved: Path) -> None:
     assert "lacks log_max_qp" in done.output
 
 
+def let_go(server: Process) -> None:
+    """Its client has gone, and it has noticed: another one can have the device."""
+    assert any(line.endswith(": gone\n") for line in server.stderr)
+
+
 def test_a_device_that_another_process_serves(tmp_path: Path) -> None:
     """Stopped it is saved, stopped it is loaded into another; each stays so for who comes next."""
     one, other, path = tmp_path / "one", tmp_path / "other", tmp_path / "state"
 
-    def state(socket: Path) -> DeviceState:
-        with closing(open_device(f"vfio-user:{socket}")) as opened:
-            return opened.device.state
+    def state(server: Process, name: str) -> DeviceState:
+        let_go(server)
+        with closing(open_device(name)) as opened:
+            found = opened.device.state
+        let_go(server)
+        return found
 
-    with serving(one), serving(other):
+    with serving(one) as source, serving(other) as target:
         names = f"vfio-user:{one}", f"vfio-user:{other}"
         done = run("save", "--keep", "stopped", "--json", "--progress", "none", names[0], path)
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["outcome"] == f"saved to {path}; the device is kept in STOP"
-        assert state(one) is DeviceState.STOP
+        assert state(source, names[0]) is DeviceState.STOP
         done = run("load", "--stop", "--progress", "none", path, names[1])
         assert done.exit_code == 0, done.output
         assert " is loaded, in STOP (" in done.output
-        assert state(other) is DeviceState.STOP
+        assert state(target, names[1]) is DeviceState.STOP
         again = run("load", "--progress", "none", path, names[1])
         assert again.exit_code == 3
         assert "this device is in STOP, not RUNNING" in again.output
@@ -174,11 +182,12 @@ def test_a_device_that_is_to_stay_stopped_runs_on_where_its_file_failed(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("precopy.stream.recording.os.fsync", full)
-    with serving(tmp_path / "socket"):
+    with serving(tmp_path / "socket") as server:
         name = f"vfio-user:{tmp_path / 'socket'}"
         done = run("save", "--keep", "stopped", "--progress", "none", name, tmp_path / "state")
         assert done.exit_code == 4
         assert done.output.endswith("No space left on device; the device runs on\n")
+        let_go(server)
         with closing(open_device(name)) as opened:
             assert opened.device.state is DeviceState.RUNNING
     assert not list(tmp_path.glob("state*"))
