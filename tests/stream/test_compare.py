@@ -1,11 +1,16 @@
 """Two streams compared."""
 
 import io
+import itertools
+import tempfile
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from precopy.stream.compare import Change, Difference, compare, inventory
+from precopy.stream.compare import Change, Difference, Inventory, compare, inventory
+from precopy.stream.recording import MOVED, TO_SOURCE, TO_TARGET, Recorder
+from tests.fuzz.stream_seeds import channel
 from tests.stream.example import CARRIED, OPAQUE, block, example
 from tests.stream.test_dissect import MTTY
 
@@ -65,3 +70,37 @@ def test_they_differ_where_and_only_where_they_do(one: list[bytes], other: list[
     }
     only = sum(each.change is not Change.CHANGED and len(each.path) == 1 for each in found)
     assert only == abs(len(one) - len(other))
+
+
+def recording(state: bytes, source_first: bool) -> Inventory:
+    """Of a recording in which the target or the source speaks first."""
+    frames = channel(state)
+    said = [(TO_TARGET, frames), (TO_SOURCE, channel(b""))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "recording")
+        recorder = Recorder(path, itertools.count().__next__)
+        for kind, whole in said if source_first else said[::-1]:
+            recorder.frame(kind, b"", whole)
+        recorder.close(MOVED)
+        with path.open("rb") as file:
+            return inventory(file)
+
+
+def test_what_carries_streams_is_compared_only_if_wanted() -> None:
+    other = bytearray(MTTY)
+    other[24 + 16] ^= 1
+    for first in (True, False):
+        one, two = recording(MTTY, first), recording(bytes(other), True)
+        assert len(list(compare(one, two))) > 3
+        one.keep_carried()
+        two.keep_carried()
+        found = list(compare(one, two))
+        assert found
+        assert {each.path[0] for each in found} == {"stream 1"}
+
+
+def test_a_stream_that_carries_nothing_is_kept() -> None:
+    found = inventory(io.BytesIO(channel(b"")))
+    before = len(found.items)
+    found.keep_carried()
+    assert len(found.items) == before > 0

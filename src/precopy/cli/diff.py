@@ -32,9 +32,17 @@ def _read(file: Path, name: str) -> Inventory:
 @click.argument("one", type=click.Path(path_type=Path))
 @click.argument("other", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Where the files carry streams (recordings, QEMU's), also what is around those.",
+)
 @click.option("--format", "name", default="", help="Of both, where their bytes don't tell.")
 @click.pass_context
-def diff(context: click.Context, one: Path, other: Path, as_json: bool, name: str) -> None:
+def diff(
+    context: click.Context, one: Path, other: Path, as_json: bool, everything: bool, name: str
+) -> None:
     """Compare two streams of a device: what changed (~), what only ONE (-) or only OTHER (+) has.
 
     Exit status: 0 where they are the same, 1 where not.
@@ -43,6 +51,9 @@ def diff(context: click.Context, one: Path, other: Path, as_json: bool, name: st
         fail(f"no format {name!r}; there are {', '.join(sorted(formats()))}", ExitStatus.USAGE)
     warn_of_broken()
     first, second = _read(one, name), _read(other, name)
+    if not everything:
+        first.keep_carried()
+        second.keep_carried()
     different = False
     for each in compare(first, second):
         different = True

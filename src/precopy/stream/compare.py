@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from precopy.stream.dissect import dissect
-from precopy.stream.item import Item, Silent, Wrong
+from precopy.stream.item import Item, Silent, Summary, Wrong
+from precopy.stream.registry import formats
 
 #: Items of a stream that are compared; what comes behind them is not.
 MAX_ITEMS = 1_000_000
@@ -66,6 +67,8 @@ class Inventory(Silent):
         #: For each stream: where it stands, as depths and paths.
         self._stacks: dict[str, list[tuple[int, Path]]] = {}
         self._open: dict[int, _Seen] = {}
+        #: Streams that are there for those in them.
+        self._carriers: set[str] = set()
 
     def begin(self, item: Item) -> None:
         if len(self.items) >= MAX_ITEMS:
@@ -73,10 +76,7 @@ class Inventory(Silent):
             return
         stack = self._stacks.get(item.stream)
         if stack is None:
-            # By its place among the streams: two devices of a kind have two names.
-            number = len(self._stacks)
-            root = (f"stream {number}",) if item.stream else ()
-            stack = self._stacks[item.stream] = [(-1, root)]
+            stack = self._stacks[item.stream] = [(-1, self._root(item.stream))]
         while stack[-1][0] >= item.depth:
             stack.pop()
         parent = stack[-1][1]
@@ -94,6 +94,30 @@ class Inventory(Silent):
         if seen is not None:
             seen.size, seen.text, seen.digest = item.size, item.text, item.digest
             seen.fields = tuple((each.name, each.text) for each in item.fields)
+
+    def _root(self, stream: str) -> Path:
+        if not stream or stream in self._carriers:
+            return (stream,) if stream else ()
+        # By its place among them: two devices of a kind have two names.
+        others = sum(bool(each) for each in self._stacks if each not in self._carriers)
+        return (f"stream {others + 1}",)
+
+    def recognised(self, summary: Summary, depth: int) -> None:
+        if formats()[summary.format].carries:
+            self._carriers.add(summary.stream)
+
+    def keep_carried(self) -> None:
+        """Forget what is there only to carry other streams, where there are such others."""
+        if not self._stacks.keys() - self._carriers:
+            return
+        roots = {stream: stack[0][1] for stream, stack in self._stacks.items()}
+        gone = {roots[stream] for stream in self._carriers if stream in roots}
+        kept = set(roots.values()) - gone
+        self.items = {
+            path: seen
+            for path, seen in self.items.items()
+            if path[:1] in kept or (() in kept and path[:1] not in gone)
+        }
 
     def wrong(self, wrong: Wrong) -> None:
         self.wrongs.append(wrong)

@@ -25,7 +25,8 @@ Recognise = Callable[[bytes], int]
 class Format:
     """``resync`` goes on behind a wrong place, where that can be found; it dissects from there.
 
-    ``beside``: parts of what a stream carries may lie in other files.
+    ``beside``: parts of what a stream carries may lie in other files. ``carries``: it is there for the
+    streams that it carries.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Format:
     dissect: Dissect
     resync: Dissect | None = None
     beside: bool = False
+    carries: bool = False
 
 
 _FORMATS: dict[str, Format] = {}
@@ -46,11 +48,12 @@ def register(
     recognise: Recognise,
     resync: Dissect | None = None,
     beside: bool = False,
+    carries: bool = False,
 ) -> Callable[[Dissect], Dissect]:
     """Registers the decorated dissector as the format ``name``."""
 
     def add(dissect: Dissect) -> Dissect:
-        _FORMATS[name] = Format(name, title, recognise, dissect, resync, beside)
+        _FORMATS[name] = Format(name, title, recognise, dissect, resync, beside, carries)
         return dissect
 
     return add

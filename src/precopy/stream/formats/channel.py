@@ -85,7 +85,7 @@ def _resync(stream: Stream) -> Steps[None]:
         yield from dissect(stream)
 
 
-@register("channel", "one direction of precopy's channel", _recognise, resync=_resync)
+@register("channel", "one direction of precopy's channel", _recognise, resync=_resync, carries=True)
 def dissect(stream: Stream) -> Steps[None]:
     """Frames to the end; the device's state and what is in it are a stream of their own."""
     state = _state(stream)

@@ -9,7 +9,12 @@ register(
     begins_with(sections.MAGIC),
     sections.resync,
     beside=True,
+    carries=True,
 )(sections.dissect)
 register(
-    "qemu-multifd", "a multifd channel of QEMU's migration", multifd.recognise, multifd.resync
+    "qemu-multifd",
+    "a multifd channel of QEMU's migration",
+    multifd.recognise,
+    multifd.resync,
+    carries=True,
 )(multifd.dissect)

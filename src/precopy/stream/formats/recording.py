@@ -80,7 +80,9 @@ def _resync(stream: Stream) -> Steps[None]:
         yield from _entries(stream, state)
 
 
-@register("recording", "a migration recorded by precopy", begins_with(MAGIC), resync=_resync)
+@register(
+    "recording", "a migration recorded by precopy", begins_with(MAGIC), resync=_resync, carries=True
+)
 def dissect(stream: Stream) -> Steps[None]:
     """A header, entries with frames of the channel, and what closes it."""
     state: _State = stream.memory.setdefault("state", _State())
