@@ -5,6 +5,7 @@ from functools import partial
 
 from precopy.conformance.check import Context, NotApplicable, Severity, check
 from precopy.conformance.checks.common import (
+    ANY_ERROR,
     PC,
     PCP,
     RES,
@@ -30,7 +31,7 @@ def _walk(context: Context, origin: DeviceState) -> None:
     except NotApplicable:
         raise NotApplicable("a state as large as this device's is not loaded once an arc") from None
     for new in context.states():
-        if origin in (SC,) and new in (PC, PCP):
+        if origin is SC and new in (PC, PCP):
             continue
         bring(context, origin, stream)
         steps = (origin, *context.path(origin, new))
@@ -111,7 +112,7 @@ def where_a_failed_set_leaves_the_device(context: Context) -> None:
         context.reset()
         context.enter(RES)
         context.expect_errno(
-            f"RESUMING with no data to {new.name}", _ANY, partial(context.set_state, new)
+            f"RESUMING with no data to {new.name}", ANY_ERROR, partial(context.set_state, new)
         )
         allowed = {RES, E, *context.path(RES, new)} - {new}
         context.expect_that(
@@ -170,6 +171,3 @@ def one_session_from_precopy_p2p(context: Context) -> None:
     context.expect("data_fd of STOP_COPY", context.set_state(SC), None)
     context.expect("GET", context.state(), SC)
     read_some(file)
-
-
-_ANY = tuple(errno.errorcode)

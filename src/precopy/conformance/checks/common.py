@@ -20,6 +20,8 @@ PATIENCE = 10.0
 
 #: What a file whose session is over may answer: ENODEV in all drivers.
 OVER = (errno.ENODEV,)
+#: Any error at all.
+ANY_ERROR = tuple(errno.errorcode)
 
 
 def read_some(file: MigrationFile, size: int = 1 << 16) -> bytes:

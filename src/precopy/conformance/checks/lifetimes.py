@@ -37,4 +37,6 @@ def a_log_ends_with_its_device(context: Context) -> None:
 @check(42, severity=Severity.CONTRACT)
 def a_driver_that_is_unbound(context: Context) -> None:
     """A file that outlives the driver's binding harms nothing."""
-    raise NotApplicable("a driver is not unbound from here; the lab does it (tests/lab/test_defects.py: unbound)")
+    raise NotApplicable(
+        "a driver is not unbound from here; the lab does it (tests/lab/test_defects.py: unbound)"
+    )

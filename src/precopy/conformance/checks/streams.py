@@ -1,11 +1,11 @@
 """What is read from a saving file: whole, however it is cut, and whenever it was taken."""
 
 import ctypes
-import errno
 from functools import partial
 
 from precopy.conformance.check import Context, NotApplicable, Severity, check
 from precopy.conformance.checks.common import (
+    ANY_ERROR,
     MIB,
     PC,
     PCP,
@@ -176,12 +176,9 @@ def the_end_of_a_stream_is_the_end_of_its_image(context: Context) -> None:
         load(context, whole, context.device)
         context.enter(RES)
         context.expect_errno(
-            "RESUMING to STOP with nothing written", _ANY, partial(context.set_state, S)
+            "RESUMING to STOP with nothing written", ANY_ERROR, partial(context.set_state, S)
         )
         context.reset()
     for state in saving_states(context):
         context.reset()
         context.expect_that("read", bool(read_some(context.enter(state), 8)), "data", "the end")
-
-
-_ANY = tuple(errno.errorcode)
