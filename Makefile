@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTHON ?= python3
 
-.PHONY: help run test truth fuzz lab-test lab-ordinary lab-debug lab-soak qemu-test conform lint format htmldocs pdfdocs bench clean
+.PHONY: help run test truth fuzz lab-test lab-ordinary lab-debug lab-soak qemu-test browser-test conform lint format htmldocs pdfdocs bench clean
 
 help:
 	@echo 'make run       move a software ConnectX VF between two processes, both ways'
@@ -14,6 +14,7 @@ help:
 	@echo 'make lab-test  the tests against a real kernel (builds four the first time)'
 	@echo 'make lab-soak  a working guest goes back and forth in a real kernel, TRIPS=200 times'
 	@echo 'make qemu-test QEMU moves the same device in the same kernel, and has the VF by vfio-user'
+	@echo 'make browser-test  the page of a migration, looked at in Chromium'
 	@echo 'make conform   every driver and device of the lab held to the uAPI, on both kernels (about 40 minutes)'
 	@echo 'make lint      ruff and mypy --strict'
 	@echo 'make htmldocs  the documentation, in Documentation/_build/html'
@@ -35,6 +36,10 @@ $(VENV)/.test: pyproject.toml | $(PY)
 $(VENV)/.lint: pyproject.toml | $(PY)
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[test,lint]'
 	@touch $@ $(VENV)/.test $(VENV)/.run
+
+$(VENV)/.browser: pyproject.toml $(VENV)/.test
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[test,browser]'
+	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(PY)
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'
@@ -82,7 +87,12 @@ qemu-test: $(VENV)/.test
 	$(VENV)/bin/precopy lab build >/dev/null
 	$(PY) -m precopy.lab.qemu >/dev/null
 	$(PY) -m precopy.lab.guest_kernel >/dev/null
-	$(PY) -m pytest tests/interop
+	$(PY) -m pytest tests/interop --ignore=tests/interop/browser
+
+# Chromium comes from Debian into the cache; the host is given nothing.
+browser-test: $(VENV)/.browser
+	$(PY) -m tests.interop.browser.chromium >/dev/null
+	$(PY) -m pytest tests/interop/browser
 
 # Ends well although drivers fail: what is known of them is stated. JOBS targets at once.
 JOBS ?= 2

@@ -21,6 +21,10 @@ def moved() -> Timeline:
 
 @pytest.fixture
 def hostile() -> Timeline:
+    return hostile_timeline()
+
+
+def hostile_timeline() -> Timeline:
     """Every text that a peer can give is hostile."""
     timeline = Timeline(Notes(), Notes())
     for _, notes in timeline.sides():

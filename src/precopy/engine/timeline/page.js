@@ -107,9 +107,9 @@
     }
 
     const zoom = (factor, at) => show(at - (at - begin) * factor, at + (end - at) * factor);
-    const scale = () => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+    const scale = () => svg.getScreenCTM().a;
     const time = (event) => {
-      const across = (event.clientX - svg.getBoundingClientRect().left) / scale() - gutter;
+      const across = (event.clientX - svg.getScreenCTM().e) / scale() - gutter;
       return begin + Math.min(Math.max(across / plot, 0), 1) * (end - begin);
     };
     svg.addEventListener("wheel", (event) => {
