@@ -55,6 +55,19 @@ def test_replay_to_a_device(saved: Path) -> None:
     assert ", 0 faults" in done.output
 
 
+def test_replay_tells_what_is_not_as_it_was(saved: Path) -> None:
+    speed = ("--speed", "0", "--run-for", "0", "--progress", "none")
+    done = run("replay", "--json", *speed, saved, "sim:mlx5?log_max_qp=9")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["guest"]["faults"] == 0
+    told = {(each["answer"], each["field"]): each for each in found["differences"]}
+    assert told["accept", "name"]["now"] == "sim:mlx5?log_max_qp=9"
+    assert told["accept", "name"]["recorded"] == saved.name
+    assert ("accept", "firmware") not in told
+    assert told["running", "resume"]["now"] > 0
+
+
 def test_a_recorded_failure_fails_again(tmp_path: Path) -> None:
     path = tmp_path / "run.rec"
     moved = run("migrate", "--record", path, "--progress", "none", SMALL, FAULT)

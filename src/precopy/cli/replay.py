@@ -1,7 +1,9 @@
 """``precopy replay``."""
 
+import json
 import time
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -49,6 +51,7 @@ from precopy.engine.replay import replay as play
     help="Seconds that a guest works on in a process started for it, before it is counted.",
 )
 @click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
+@click.option("--json", "as_json", is_flag=True, help="What happened, as JSON.")
 def replay(
     file: Path,
     target: str,
@@ -57,6 +60,7 @@ def replay(
     silence: float,
     run_for: float,
     progress: str,
+    as_json: bool,
 ) -> None:
     """Play the migration that FILE holds once more, to TARGET: a device, or where one listens.
 
@@ -79,21 +83,39 @@ def replay(
             ):
                 signals.action = options.cancel.set
                 began = time.monotonic()
-                play(file, recorded, channel, options, tell)
+                differences = play(file, recorded, channel, options, tell)
                 took = time.monotonic() - began
         except MigrationError as error:
             fail(str(error), error.status)
         except KeyboardInterrupt:
             fail("cancelled", ExitStatus.CANCELLED)
-        print(
-            f"the target runs the device, after {took:.2f} s (recorded: {recorded.closing.seconds:.2f} s)"
-        )
+        guest = None
         if receiver is not None:
             signals.action = receiver.hurry
             if not recorded.manifest["guest"]:
                 receiver.hurry()
             guest = receiver.guest()
-            if guest is not None:
-                print(f"guest: {guest.sent} sent, {guest.received} received, {guest.faults} faults")
-                if guest.faults:
-                    fail(f"the guest counted faults: {guest}", ExitStatus.GUEST_FAULTS)
+    if as_json:
+        found = {
+            "seconds": took,
+            "recorded_seconds": recorded.closing.seconds,
+            "differences": [each._asdict() for each in differences],
+            "guest": None if guest is None else {**asdict(guest), "faults": guest.faults},
+        }
+        print(json.dumps(found, indent=2))
+    else:
+        then = recorded.closing.seconds
+        print(f"the target runs the device, after {took:.2f} s (recorded: {then:.2f} s)")
+        for each in differences:
+            print(
+                f"{each.answer}: {each.field} {_told(each.now)} (recorded: {_told(each.recorded)})"
+            )
+        if guest is not None:
+            print(f"guest: {guest.sent} sent, {guest.received} received, {guest.faults} faults")
+    if guest is not None and guest.faults:
+        fail(f"the guest counted faults: {guest}", ExitStatus.GUEST_FAULTS)
+
+
+def _told(value: object) -> str:
+    """A field of an answer; one with a fraction is a time."""
+    return f"{value * 1e3:.1f} ms" if isinstance(value, float) else str(value)

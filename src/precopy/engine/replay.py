@@ -8,13 +8,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from precopy.engine import messages
 from precopy.engine.channel import CONTROL, HEADER_BYTES, Channel, ChannelError, Interrupted
 from precopy.engine.listener import Listener, TargetFailed
 from precopy.engine.messages import Message
-from precopy.engine.outcome import Cancelled, Failed, MigrationError, Refused, Stopped, reason_of
+from precopy.engine.outcome import (
+    Cancelled,
+    Failed,
+    InDoubt,
+    MigrationError,
+    Refused,
+    Stopped,
+    reason_of,
+)
 from precopy.engine.progress import Progress, Snapshot, safely, silent
 from precopy.engine.target import Received, TargetOptions, receive
 from precopy.stream.recording import (
@@ -53,19 +61,21 @@ class Recorded:
     stamp: tuple[int, ...]
 
 
+#: The kind of a message that nobody understands: a recording may be of a peer that sent such a one.
+_UNKNOWN = "something that is no message"
+
+#: Not replayed, and not waited for: clocks and events of that day, and what comes when it comes.
+_PASSED_OVER = frozenset({"loaded"}) | messages.OF_TIMELINES
+
+
 def _message(payload: memoryview) -> tuple[str, Message] | None:
-    """The message in a frame of the channel; None for a frame of another kind. ChannelError."""
+    """The message in a frame of the channel; None for a frame of another kind."""
     if len(payload) <= HEADER_BYTES or payload[2] != CONTROL:
         return None
-    return messages.decode(payload[HEADER_BYTES:])
-
-
-def _of_a_timeline(payload: memoryview) -> bool:
-    """Whether a frame is about clocks and events of the day of the recording: it is not replayed."""
-    with contextlib.suppress(ChannelError):
-        said = _message(payload)
-        return said is not None and said[0] in messages.OF_TIMELINES
-    return False
+    try:
+        return messages.decode(payload[HEADER_BYTES:])
+    except ChannelError:
+        return _UNKNOWN, {}
 
 
 def examine(path: Path) -> Recorded:
@@ -88,7 +98,7 @@ def examine(path: Path) -> Recorded:
                     refusal = (said[0], str(said[1]["reason"]))
     except OSError as error:
         raise Failed(f"{path}: {reason_of(error)}; nothing has changed") from error
-    except (RecordingError, ChannelError) as error:
+    except RecordingError as error:
         raise Failed(f"{path}: {error}; nothing has changed") from error
     assert closing is not None
     if wanted is None:
@@ -114,6 +124,15 @@ class ReplayOptions:
     sleep: Callable[[float], object] | None = None
 
 
+class Difference(NamedTuple):
+    """What a target says otherwise than the recorded one: a field of its ``answer``."""
+
+    answer: str
+    field: str
+    now: object
+    recorded: object
+
+
 class _Player:
     def __init__(
         self, channel: Channel, recorded: Recorded, options: ReplayOptions, progress: Progress
@@ -127,6 +146,9 @@ class _Player:
         #: The last thing that happened: when in the recording (ns), and when here (seconds).
         self._then, self._now = 0, options.clock()
         self._sent = 0
+        #: Whether the target was given the right to run.
+        self._given = False
+        self.differences: list[Difference] = []
 
     def play(self, path: Path) -> str:
         """The last word of the target's that was recorded and came again."""
@@ -137,13 +159,14 @@ class _Player:
             for entry in read(file):
                 if self._options.cancel.is_set():
                     raise Interrupted("interrupted")
+                kind, fields = _message(entry.payload) or ("", {})
+                if kind in _PASSED_OVER:
+                    continue
                 if entry.kind == TO_TARGET:
-                    if not _of_a_timeline(entry.payload):
-                        self._send(entry)
-                elif entry.kind == TO_SOURCE:
-                    said = _message(entry.payload)
-                    if said is not None and said[0] not in ("loaded", *messages.OF_TIMELINES):
-                        last = self._hear(said[0], entry.time)
+                    self._given = self._given or kind == "run"
+                    self._send(entry)
+                elif entry.kind == TO_SOURCE and kind:
+                    last = self._hear(kind, fields, entry.time)
         return last
 
     def _send(self, entry: Entry) -> None:
@@ -158,7 +181,7 @@ class _Player:
         self._sent += len(entry.payload)
         self._progress(Snapshot("replaying", self._sent))
 
-    def _hear(self, recorded: str, when: int) -> str:
+    def _hear(self, recorded: str, said: Message, when: int) -> str:
         """Wait for what the target said then."""
         options = self._options
         # A target that does not fail as it did has nothing to say here.
@@ -177,6 +200,11 @@ class _Player:
             raise error(f"{told}; in the recording it said {recorded}")
         if kind in _ERRORS:
             raise error(f"{told}{self._compared(kind, reason)}")
+        self.differences += [
+            Difference(kind, name, fields[name], value)
+            for name, value in said.items()
+            if fields[name] != value
+        ]
         return kind
 
     def _compared(self, kind: str, reason: str) -> str:
@@ -188,12 +216,16 @@ class _Player:
             return ", as in the recording"
         return f"; in the recording it said {refusal[0]}: {refusal[1]}"
 
-    def objection(self, error: Exception) -> Failed:
+    def objection(self, error: Exception) -> MigrationError:
         """What to say of an error that has ended the replay: what the target says, if it does."""
         if isinstance(error, TargetFailed):
             reason: str | None = str(error).removeprefix("the target failed: ")
         else:
             reason = self._listener.objection(1.0)
+        if reason is None and self._given:
+            return InDoubt(
+                f"the target did not confirm that it runs the device: {reason_of(error)}"
+            )
         if reason is None:
             return Failed(f"the replay broke off: {reason_of(error)}")
         return Failed(f"the target failed: {reason}{self._compared('failed', reason)}")
@@ -205,11 +237,11 @@ def replay(
     channel: Channel,
     options: ReplayOptions | None = None,
     progress: Progress = silent,
-) -> None:
+) -> list[Difference]:
     """Play ``path``, as :func:`examine` has found it, to the target at the other end of ``channel``.
 
-    On return the target runs the device. Else MigrationError with the target's reason, and whether
-    that is the one in the recording.
+    On return the target runs the device; what it said otherwise than in the recording is returned.
+    Else MigrationError with the target's reason, and whether that is the one in the recording.
     """
     player = _Player(channel, recorded, options or ReplayOptions(), progress)
     try:
@@ -220,6 +252,7 @@ def replay(
         raise player.objection(error) from error
     if last != "running":
         raise Failed(f"the recording ends here: {recorded.closing.outcome}")
+    return player.differences
 
 
 def load(
