@@ -106,8 +106,13 @@ def conform(
         versions = tuple(dict.fromkeys(kernel.version for _, kernel in cells if kernel))
         _build(versions, variant, debug=any(each.dangerous for each in checks))
         with ThreadPoolExecutor(jobs) as pool:
-            for held in pool.map(lambda cell: hold(cell[0], cell[1], checks), cells):
-                add(held)
+            try:
+                for held in pool.map(lambda cell: hold(cell[0], cell[1], checks), cells):
+                    add(held)
+            except BaseException:
+                # What has not begun is not waited for.
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     except LabError as error:
         fail(f"lab: {error}", ExitStatus.FAILED)
     for where, subject, reason in ledger.gone(rows):
