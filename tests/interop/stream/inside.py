@@ -53,6 +53,8 @@ WAYS = (
     Way("mapped-ram", "file", 1, ("mapped-ram",)),
     Way("mapped-ram by multifd", "file", 1, ("mapped-ram", "multifd"), _CHANNELS),
     Way("to another", "qemu"),
+    # So slow that the guest's pages are written again before they have all gone.
+    Way("XBZRLE", "qemu", 1, ("xbzrle",), {"max-bandwidth": 150_000, "downtime-limit": 1}),
     Way("switchover-ack", "qemu", 1, ("return-path", "switchover-ack")),
     Way("multifd", "qemu", 1, ("multifd",), _CHANNELS),
     Way("two devices by multifd", "qemu", 2, ("multifd",), {"multifd-channels": 3}),

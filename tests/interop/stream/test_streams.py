@@ -99,3 +99,8 @@ def test_all_of_the_guest_s_memory_is_there(told: dict[str, Told]) -> None:
         counts = told[way.name]["machine"]
         sent = sum(each.get("pages", 0) + each.get("zero pages", 0) for each in counts)
         assert sent >= pages, way.name
+
+
+def test_pages_that_went_as_what_has_changed_in_them(told: dict[str, Told]) -> None:
+    (counts,) = told["XBZRLE"]["machine"]
+    assert counts["XBZRLE pages"] > 0
