@@ -121,6 +121,14 @@ def test_a_piece_that_is_missing(packets: list[bytes], missing: str) -> None:
     assert wrong.expected == f"{missing} of {q.DEVICE} in a channel"
 
 
+def test_a_piece_that_comes_twice() -> None:
+    channels = [q.channel(0, q.piece(0, STATE[24:])), q.channel(1, q.piece(0, b"again"))]
+    found = together(q.main_of_multifd(STATE), *channels)
+    assert found.wrongs[0].found == "piece 0 again"
+    assert found.wrongs[0].file_offset >> FILE_SHIFT == 2
+    assert found.carried == {q.DEVICE: STATE}
+
+
 def test_a_file_beside_that_is_no_channel() -> None:
     found = together(q.main_of_multifd(STATE), b"something else" * 9)
     (wrong,) = found.wrongs

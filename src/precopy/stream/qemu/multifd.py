@@ -260,7 +260,12 @@ def _device(stream: Stream, channel: _Channel) -> Steps[None]:
         yield from stream.struct("piece", VFIO)
         if channel.found is not None:
             pieces = channel.found.setdefault((name, head["instance"]), {})
-            pieces.setdefault(own["index"], Packet(channel.file, stream.offset, count, config))
+            if own["index"] in pieces:
+                at = start + DEVICE.size + VFIO.offset("index")
+                raise stream.damage(
+                    "a piece that has not come yet", f"piece {own['index']} again", at
+                )
+            pieces[own["index"]] = Packet(channel.file, stream.offset, count, config)
         if config:
             yield from _config(stream, count)
         elif count:
