@@ -260,7 +260,8 @@ class _Target:
         ended = time.monotonic()
         self._load += ended - began
         if self._notes is not None:
-            self._notes.span("loaded", "piece", began, ended, bytes=len(payload))
+            image = "final" if self._final_came else "initial and middle"
+            self._notes.span("loaded", image, began, ended, bytes=len(payload))
         self._bytes += len(payload)
         if self._bytes - self._told >= _TELL_EVERY:
             self._told = self._bytes

@@ -272,6 +272,19 @@ def test_a_target_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "said nothing for too long" in timeline.remarks[0]
 
 
+def talk_without_an_end(channel: Channel) -> None:
+    with contextlib.suppress(ChannelError):
+        while True:
+            noted([], more=True)(channel)
+
+
+def test_a_target_that_never_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_ALL", 0.3)
+    timeline = after_running(monkeypatch, talk_without_an_end, "tell")
+    assert timeline.target is None
+    assert len(timeline.remarks) == 1
+
+
 def test_texts_of_a_target_are_printable(monkeypatch: pytest.MonkeyPatch) -> None:
     row = ["arcs", "a\x1b[2J\nb", 1.0, 2.0, {"k\x07": "v\x1b"}]
     timeline = after_running(monkeypatch, noted([row]), "tell")

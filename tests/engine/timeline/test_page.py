@@ -2,9 +2,10 @@
 
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precopy.engine.timeline import Notes, Timeline
@@ -123,6 +124,31 @@ def test_nothing_was_noted() -> None:
 def test_whose_clock_it_is(timeline: Timeline, clock: Clock | None, told: str) -> None:
     timeline.clock = clock
     assert told in clock_text(timeline)
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+_NAMES = ["stages", "images", "guest", "notes", "downtime", "rounds", "bandwidth", "source"]
+
+
+@settings(max_examples=60)
+@given(
+    st.dictionaries(st.sampled_from(_NAMES), _json),
+    st.lists(st.dictionaries(st.sampled_from(["kind", "bytes", "seconds", "rate"]), _json)),
+    st.dictionaries(st.text(max_size=5), st.floats() | st.integers()),
+)
+def test_whatever_a_report_from_a_file_holds(
+    report: dict[str, Any], images: list[Any], stages: dict[str, Any]
+) -> None:
+    timeline = Timeline(Notes())
+    for more in ({}, {"images": images}, {"stages": stages}):
+        timeline.end("moved", {**report, **more})
+        assert Parsed(page(timeline)).of("table")[:1] == (
+            [{"id": "figures"}] if timeline.report else []
+        )
 
 
 # --- Drawing ------------------------------------------------------------------------------------

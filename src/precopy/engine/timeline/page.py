@@ -100,7 +100,8 @@ _BUTTONS = (
 
 
 def _float(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    """A number of a report, which may have been read from a file: 0 for what can be none."""
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1 << 64 else 0.0
 
 
 def _text(report: dict[str, Any], name: str) -> str:
