@@ -11,7 +11,7 @@ import click
 
 from precopy.cli.common import fail, warn
 from precopy.engine.outcome import ExitStatus
-from precopy.lab.build import ORDINARY, VARIANTS, VERSIONS, build
+from precopy.lab.build import ORDINARY, VARIANTS, VERSIONS, build, built
 from precopy.lab.errors import LabError
 
 if TYPE_CHECKING:
@@ -123,7 +123,10 @@ def conform(
 def _build(versions: Sequence[str], variant: str, *, debug: bool) -> None:
     variants = dict.fromkeys((variant, "debug") if debug else (variant,))
     for version in versions:
-        build(lambda text: warn(f"lab: {text}"), variants=tuple(variants), version=version)
+        # One of the user's own source stays.
+        missing = [each for each in variants if built(each, version) is None]
+        if missing:
+            build(lambda text: warn(f"lab: {text}"), variants=missing, version=version)
 
 
 def _tell(held: "Held") -> None:

@@ -55,6 +55,25 @@ def test_what_a_user_gets_wrong(arguments: tuple[str, ...], told: str) -> None:
     assert "Traceback" not in found.output
 
 
+def test_a_kernel_that_is_there_is_not_built_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PRECOPY_CACHE", str(tmp_path))
+    monkeypatch.setattr("precopy.lab.source.KEYRING", tmp_path / "none")
+    for name in ("kernel", "kernel-6.12"):
+        # Of the user's own source. It does nothing.
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    found = conform("--target", "mtty", "--only", "running-at-first")
+    assert found.exit_code == 13
+    assert [line[:24] for line in found.output.splitlines()] == [
+        "mtty on newest: 1 not ru",
+        "  1 not run: the kernel ",
+        "mtty on 6.12: 1 not run",
+        "  1 not run: the kernel ",
+    ]
+
+
 def test_a_kernel_that_can_not_be_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PRECOPY_CACHE", str(tmp_path))
     monkeypatch.setattr("precopy.lab.source.KEYRING", tmp_path / "none")
