@@ -148,6 +148,16 @@ class Peer:
         assert isinstance(found, dict)
         return found
 
+    def sent_changes(self) -> None:
+        """Wait until a page has gone as what changed in it (XBZRLE), or the migration is over."""
+        ends = time.monotonic() + PATIENCE
+        while (figures := self.figures())["status"] in ("setup", "active"):
+            if figures.get("xbzrle-cache", {}).get("pages"):
+                return
+            if time.monotonic() > ends:
+                raise PeerError("QEMU sends no page by XBZRLE")
+            time.sleep(_LOOK)
+
     def trace(self) -> list[Event]:
         """What it has traced, by its clock."""
         return parse(self._trace.read_text(errors="replace"))
