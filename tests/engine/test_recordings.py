@@ -118,7 +118,7 @@ def test_a_disk_that_fills_up_leaves_the_device_running(
             began(self, *arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(Recorder, "frame", frame)
-        with pytest.raises(MigrationError, match="No space left on device"):
+        with pytest.raises(Failed, match=r"state: No space left on device; the device runs on$"):
             save(opened, tmp_path / "state")
         assert opened.device.state is DeviceState.RUNNING
         assert opened.guest is not None

@@ -110,6 +110,13 @@ def save(
         if stopped:
             _resume(opened)
         raise Failed(f"{path}: {reason_of(error)}; the device runs on") from error
+    except Failed as error:
+        recorder.discard()
+        if recorder.error is None:
+            raise
+        # The other side's words for it: the file is what the user knows of.
+        text = f"{path}: {reason_of(recorder.error)}; the device runs on"
+        raise Failed(text) from error
     except BaseException:
         recorder.discard()
         raise
