@@ -14,6 +14,7 @@ from benchmarks import (
     recording,
     stream,
     throughput,
+    timeline,
     vfio_user,
 )
 from benchmarks.figure import Figure
@@ -27,6 +28,7 @@ ALL = {
     "guest_memory": guest_memory.measure,
     "dirty": dirty.measure,
     "stream": stream.measure,
+    "timeline": timeline.measure,
     "recording": recording.measure,
 }
 

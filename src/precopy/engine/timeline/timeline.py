@@ -9,6 +9,9 @@ from precopy.engine.timeline.events import COUNTERS, MAX_SPANS, Notes, Span
 #: The sides, in the order in which they are shown.
 SIDES = ("source", "target")
 
+#: Seconds that a time may lose in a trace: spans that follow each other there still do.
+ROUNDING = 2e-9
+
 #: Points of a rate are no closer than this, in seconds.
 _RATE_APART = 0.002
 
@@ -76,7 +79,7 @@ def rows_of(spans: Sequence[Span]) -> list[list[Span]]:
     """
     found: list[list[Span]] = []
     for span in spans:
-        row = next((row for row in found if row[-1].end <= span.begin), None)
+        row = next((row for row in found if row[-1].end <= span.begin + ROUNDING), None)
         if row is None:
             found.append([span])
         else:
@@ -85,18 +88,18 @@ def rows_of(spans: Sequence[Span]) -> list[list[Span]]:
 
 
 def rates(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """How fast a value that only grows did so, between points that are a little apart."""
+    """How fast a value that only grows did so, from each time on, between points a little apart."""
     if len(points) < 2:
         return []
     apart = max(_RATE_APART, (points[-1][0] - points[0][0]) / 300)
-    found = [(points[0][0], 0.0)]
+    found = []
     before = points[0]
     for at, value in points[1:]:
         seconds = at - before[0]
         if seconds >= apart:
-            found.append((at, (value - before[1]) / seconds))
+            found.append((before[0], (value - before[1]) / seconds))
             before = at, value
-    return found
+    return [*found, (before[0], 0.0)]
 
 
 def series_of(notes: Notes) -> dict[str, list[tuple[float, float]]]:
