@@ -36,6 +36,8 @@ class FakeLab:
 
     release: str = "7.3.4"
     refused: str = ""
+    #: What the kernel says when it comes up.
+    boot: str = "booting"
     #: What the program's standard error has when it does not even begin.
     broken: str = ""
     #: Each boot: the kernel, and the checks that it was asked to run.
@@ -55,7 +57,7 @@ class FakeLab:
             _say(hear, refused=self.refused)
             return Ended(0, "", "", "", "")
         _say(hear, about=f"who {target.name} is", release=self.release)
-        log = "booting\n"
+        log = f"{self.boot}\n"
         for at, name in enumerate(names):
             log += f"{MARK}{name}\n"
             _say(hear, alive=True)

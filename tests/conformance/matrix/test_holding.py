@@ -100,6 +100,12 @@ def test_what_the_kernel_complains_of_is_told_of_the_check_that_was_under_way() 
     assert (failed.what, failed.came) == ("the kernel's log", SPLAT)
 
 
+def test_what_the_kernel_complains_of_while_it_comes_up_is_told_of_the_first() -> None:
+    came = held(FakeLab(boot=SPLAT), checks("pass-1", "pass-2"))
+    assert verdicts(came) == {"pass-1": "fail", "pass-2": "pass"}
+    assert came.results[0].came == SPLAT
+
+
 def test_a_kernel_that_does_not_come_up() -> None:
     lab = FakeLab(broken="no\nNo module named precopy\n")
     came = held(lab, checks("pass-1", "pass-2"))

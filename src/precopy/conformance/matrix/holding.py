@@ -167,11 +167,15 @@ def _last_words(ended: lab.Result) -> str:
 
 
 def _complain(results: Sequence[Result], ended: lab.Result) -> None:
-    """Let what the kernel complained of while a check ran be the check's failure."""
+    """Let what the kernel complained of while a check ran be the check's failure.
+
+    What it complained of before, while it came up, is that of the first.
+    """
     parts = _MARK.split(ended.kernel_log)
     said = {name: console.trouble(log) for name, log in zip(parts[1::2], parts[2::2], strict=True)}
-    for each in results:
-        trouble = said.get(each.check.name)
+    early = console.trouble(parts[0])
+    for at, each in enumerate(results):
+        trouble = (early if at == 0 else "") or said.get(each.check.name)
         if not trouble:
             continue
         if each.verdict is Verdict.PASS:
