@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from precopy.stream.recording import (
     MAX_PAYLOAD,
+    MOST_WAITING,
     MOVED,
     PARTIAL,
     TO_SOURCE,
@@ -161,3 +164,50 @@ def test_no_device_node_is_replaced(tmp_path: Path) -> None:
         Recorder(Path("/dev/null"))
     with pytest.raises(OSError, match="no file"):
         Recorder(tmp_path)
+
+
+def test_a_disk_that_takes_nothing_ends_the_recording_not_the_migration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames wait for it, as many as there is room for; then they go on without it."""
+    recorder = Recorder(tmp_path / "file")
+    writev, goes_on = os.writev, threading.Event()
+
+    def stuck(*arguments: Any) -> int:
+        assert goes_on.wait(60)
+        return writev(*arguments)
+
+    monkeypatch.setattr("precopy.stream.recording.os.writev", stuck)
+    for _ in range(MOST_WAITING):
+        recorder.frame(TO_TARGET, b"h", bytes(MAX_PAYLOAD - 1))
+    assert recorder.error is None
+    monkeypatch.setattr("precopy.stream.recording._PATIENCE", 0.0)
+    recorder.frame(TO_TARGET, b"h", b"one too many")
+    assert recorder.error is not None
+    recorder.frame(TO_TARGET, b"h", b"nobody takes it")
+    monkeypatch.setattr("precopy.stream.recording._PATIENCE", 60.0)
+    goes_on.set()
+    with pytest.raises(OSError, match="the disk takes nothing"):
+        recorder.close(MOVED)
+    assert not (tmp_path / "file").exists()
+
+
+def test_large_frames_share_buffers_and_keep_their_content(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "file", clock())
+    payload = bytearray(MAX_PAYLOAD - 1)
+    count = 2 * MOST_WAITING + 1
+    for number in range(count):
+        # As a channel does it: the next frame has the same buffer.
+        payload[:] = bytes([number]) * len(payload)
+        recorder.frame(TO_TARGET, b"h", memoryview(payload))
+    recorder.close(MOVED)
+    with (tmp_path / "file").open("rb") as file:
+        found = [bytes(each.payload[:2]) for each in read(file)]
+    assert found[:-1] == [b"h" + bytes([number]) for number in range(count)]
+
+
+def test_it_is_its_owner_s_alone(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "file")
+    assert recorder.partial.stat().st_mode & 0o777 == 0o600
+    recorder.close(MOVED)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
