@@ -29,9 +29,9 @@ def moments(notes: Notes | None, name: str) -> list[float]:
 def check_order(timeline: Timeline) -> None:
     """On one clock nothing is heard before it is sent, as far as the error lets that be told."""
     assert timeline.clock is not None
-    ways = [(MESSAGES, timeline.source, timeline.target)]
-    ways.append((ANSWERS, timeline.target, timeline.source))
-    for messages, sender, hearer in ways:
+    there = (MESSAGES, timeline.source, timeline.target)
+    back = (ANSWERS, timeline.target, timeline.source)
+    for messages, sender, hearer in (there, back):
         for message in messages:
             sent, heard = moments(sender, f"sent {message}"), moments(hearer, f"heard {message}")
             assert len(sent) == len(heard) > 0

@@ -101,11 +101,11 @@ def test_it_comes_back(moved: Timeline, tmp_path: Path) -> None:
     for each in (again, moved):
         assert any(event["name"] == "rate" for event in check(written(each)))
     # Spans that followed each other still stand on one row.
-    ours, theirs = (
+    threads_ours, threads_theirs = (
         [event for event in check(written(each)) if event["name"] == "thread_name"]
         for each in (again, moved)
     )
-    assert ours == theirs
+    assert threads_ours == threads_theirs
 
 
 def test_nothing_was_noted() -> None:
