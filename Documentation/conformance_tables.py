@@ -12,18 +12,18 @@ from precopy.conformance.requirements import REQUIREMENTS, Requirement
 from precopy.conformance.runner import load
 
 
-def _text(text: str) -> str:
+def text(plain: str) -> str:
     """Plain text, as reStructuredText that shows it as it is."""
-    return "".join(f"\\{each}" if each in "\\*`|_<>" else each for each in text)
+    return "".join(f"\\{each}" if each in "\\*`|_<>" else each for each in plain)
 
 
-def _cell(first: str, *more: str) -> list[str]:
+def cell(first: str, *more: str) -> list[str]:
     return [first, *(line for each in more for line in ("", each))]
 
 
-def _rows(rows: list[list[list[str]]], widths: str) -> Iterator[str]:
+def rows(table: list[list[list[str]]], widths: str) -> Iterator[str]:
     yield from (".. list-table::", f"   :widths: {widths}", "   :header-rows: 1", "")
-    for row in rows:
+    for row in table:
         for at, cell in enumerate(row):
             for number, line in enumerate(cell):
                 lead = ("   * - " if at == 0 else "     - ") if number == 0 else "       "
@@ -34,12 +34,12 @@ def _rows(rows: list[list[list[str]]], widths: str) -> Iterator[str]:
 def _requirement(said: Requirement, checks: dict[str, Check]) -> list[list[str]]:
     about = [f"``{name}``" for name, each in checks.items() if said.number in each.requirements]
     if said.unchecked:
-        about.append(_text(f"Not to be seen here: {said.unchecked}"))
+        about.append(text(f"Not seen: {said.unchecked}"))
     return [
-        _cell(said.name),
-        _cell(_text(said.text), f"*{_text(said.source)}*"),
-        _cell(said.severity.value),
-        _cell(*(about or ["none"])),
+        cell(said.name),
+        cell(text(said.text), f"*{text(said.source)}*"),
+        cell(said.severity.value),
+        cell(*(about or ["none"])),
     ]
 
 
@@ -49,22 +49,22 @@ def requirements() -> list[str]:
     for topic in dict.fromkeys(each.topic for each in REQUIREMENTS.values()):
         mine = [each for each in REQUIREMENTS.values() if each.topic == topic]
         head = [[each] for each in ("", "What holds, and where it is said", "Severity", "Checks")]
-        rows = [head, *(_requirement(each, checks) for each in mine)]
-        lines += [f".. rubric:: {topic}", "", *_rows(rows, "7 50 13 30")]
+        table = [head, *(_requirement(each, checks) for each in mine)]
+        lines += [f".. rubric:: {topic}", "", *rows(table, "7 50 13 30")]
     return lines
 
 
 def checks() -> list[str]:
     """All checks in a table."""
-    rows = [[["Check"], ["What it does"], ["Requirements"]]]
+    table = [[["Check"], ["What it does"], ["Requirements"]]]
     for name, each in sorted(load().items()):
         numbers = ", ".join(f"R{number}" for number in each.requirements)
         danger = " Dangerous." if each.dangerous else ""
-        rows.append([[f"``{name}``"], [_text(each.text) + danger], [numbers]])
-    return list(_rows(rows, "35 50 15"))
+        table.append([[f"``{name}``"], [text(each.text) + danger], [numbers]])
+    return list(rows(table, "35 50 15"))
 
 
-class _Generated(Directive):
+class Generated(Directive):
     lines = staticmethod(requirements)
 
     def run(self) -> list[nodes.Node]:
@@ -73,11 +73,11 @@ class _Generated(Directive):
         return list(found.children)
 
 
-class Requirements(_Generated):
+class Requirements(Generated):
     """What a device owes its user."""
 
 
-class Checks(_Generated):
+class Checks(Generated):
     """What is checked."""
 
     lines = staticmethod(checks)
