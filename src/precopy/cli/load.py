@@ -6,8 +6,15 @@ from pathlib import Path
 
 import click
 
-from precopy.cli.common import PROGRESS_KINDS, SECONDS, fail, open_or_fail, progress_of, size
-from precopy.cli.receive import MACHINE_MEMORY, run_here
+from precopy.cli.common import fail, open_or_fail, progress_of
+from precopy.cli.options import (
+    json_option,
+    max_memory_option,
+    progress_option,
+    run_for_option,
+    settle_option,
+)
+from precopy.cli.receive import run_here
 from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine.outcome import ExitStatus, MigrationError
 from precopy.engine.replay import examine
@@ -18,26 +25,17 @@ from precopy.engine.target import TargetOptions
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("device")
-@click.option(
-    "--max-memory",
-    type=size,
-    default=str(MACHINE_MEMORY),
-    help="Most guest memory to take, such as 4G.  [default: this machine's memory]",
-)
-@click.option(
-    "--run-for",
-    type=SECONDS,
-    help="End the device so many seconds after it was loaded.  [default: at SIGTERM]",
-)
+@max_memory_option
+@run_for_option
 @click.option(
     "--stop",
     "keep_stopped",
     is_flag=True,
     help="Leave DEVICE in STOP, its guest not started, and end: for a device that outlives this process.",
 )
-@click.option("--settle", type=SECONDS, default=5.0, help="Seconds the guest has to settle.")
-@click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
-@click.option("--json", "as_json", is_flag=True, help="What happened, as JSON lines on stdout.")
+@settle_option
+@progress_option
+@json_option("What happened, as JSON lines on stdout.")
 def load(
     file: Path,
     device: str,

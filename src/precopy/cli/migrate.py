@@ -8,10 +8,6 @@ from pathlib import Path
 import click
 
 from precopy.cli.common import (
-    MILLISECONDS,
-    PROGRESS_KINDS,
-    SECONDS,
-    SOME_SECONDS,
     fail,
     memory_of,
     open_or_fail,
@@ -19,96 +15,44 @@ from precopy.cli.common import (
     size,
 )
 from precopy.cli.hold import hold
-from precopy.cli.receiver import Receiver
+from precopy.cli.options import (
+    connect_wait_option,
+    json_option,
+    policy_of,
+    policy_options,
+    progress_option,
+    silence_option,
+    started_run_for_option,
+)
+from precopy.cli.receiver import Receiver, address_of, connect
 from precopy.cli.record import recorded
 from precopy.cli.signals import SignalEvent, Signals
 from precopy.cli.timeline import option as timeline_option
 from precopy.cli.timeline import written
 from precopy.engine import address as addresses
-from precopy.engine.address import AddressError
-from precopy.engine.channel import Channel
-from precopy.engine.outcome import ExitStatus, InDoubt, MigrationError, reason_of
-from precopy.engine.policy import GiveUp, Policy
-from precopy.engine.progress import Progress, Snapshot, safely
+from precopy.engine.outcome import ExitStatus, InDoubt, MigrationError
 from precopy.engine.report import Report
 from precopy.engine.source import Options
 from precopy.engine.source import migrate as move
 from precopy.engine.timeline import Timeline
-from precopy.memory.tracker import KINDS as TRACKERS
 from precopy.vfio.guest import Guest
 
 
 @click.command()
 @click.argument("source")
 @click.argument("target")
-@click.option(
-    "--downtime-limit",
-    type=MILLISECONDS,
-    default=300.0,
-    show_default=True,
-    help="Milliseconds.",
-)
-@click.option(
-    "--max-rounds",
-    type=click.IntRange(min=0),
-    default=30,
-    show_default=True,
-    help="Passes over what has changed.",
-)
-@click.option(
-    "--min-rounds",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Middle images at least.",
-)
-@click.option(
-    "--timeout", type=SECONDS, default=300.0, show_default=True, help="Seconds in PRE_COPY."
-)
-@click.option(
-    "--give-up",
-    type=click.Choice([each.value for each in GiveUp]),
-    default=GiveUp.SWITCH_OVER.value,
-    show_default=True,
-    help="What to do when the limit can't be met: switch over all the same, cancel, slow the guest"
-    " down, or keep on.",
-)
+@policy_options
 @click.option(
     "--max-bandwidth",
     type=size,
     default="0",
     help="Bytes a second to send at most, such as 100M.  [default: as fast as it goes]",
 )
-@click.option(
-    "--tracking",
-    type=click.Choice(["auto", *TRACKERS]),
-    default="auto",
-    show_default=True,
-    help="What tells which pages the guest writes.",
-)
 @click.option("--no-precopy", is_flag=True, help="Move everything while the device stands still.")
 @click.option("--compare", is_flag=True, help="Both ways, one after the other, side by side.")
-@click.option(
-    "--wait",
-    type=SECONDS,
-    default=0.0,
-    show_default=True,
-    help="Seconds to go on trying where nobody listens yet.",
-)
-@click.option(
-    "--silence",
-    type=SOME_SECONDS,
-    default=30.0,
-    show_default=True,
-    help="Seconds a target may say nothing.",
-)
-@click.option(
-    "--run-for",
-    type=SECONDS,
-    default=1.0,
-    show_default=True,
-    help="Seconds that a guest works on in a process started for it, before it is counted.",
-)
+@connect_wait_option
+@silence_option("target")
+@started_run_for_option
 @click.option(
     "--hold",
     "keep",
@@ -123,8 +67,8 @@ from precopy.vfio.guest import Guest
     help="Write what goes over the channel, with its times, to FILE: for inspect, replay and load.",
 )
 @timeline_option
-@click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
-@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@progress_option
+@json_option("The report as JSON.")
 def migrate(
     source: str,
     target: str,
@@ -154,7 +98,7 @@ def migrate(
 
     SIGINT or SIGTERM cancels it, as long as the target does not have the right to run the device.
     """
-    policy = Policy(downtime_limit / 1e3, max_rounds, timeout, GiveUp(give_up))
+    policy = policy_of(downtime_limit, max_rounds, timeout, give_up)
     if compare and addresses.is_address(target):
         fail("--compare needs a device as its target: it moves twice", ExitStatus.USAGE)
     if compare and record is not None:
@@ -245,30 +189,6 @@ def _once(
                     ExitStatus.GUEST_FAULTS,
                 )
     return report
-
-
-def address_of(receiver: Receiver) -> str:
-    """Where it listens. Its own complaint and status, where it does not."""
-    address = receiver.address()
-    if address is None:
-        fate = receiver.end()
-        fail(receiver.complaint or f"{fate}; nothing has changed", receiver.status)
-    return address
-
-
-def connect(target: str, silence: float, wait: float, tell: Progress) -> Channel:
-    """A channel to where a target listens; without one, the line that says why."""
-    told = safely(tell)
-    try:
-        address = addresses.parse(target)
-        waiting = Snapshot(f"waiting: nobody listens at {address} yet")
-        return Channel(
-            addresses.connect(address, silence, wait=wait, waiting=lambda: told(waiting))
-        )
-    except AddressError as error:
-        fail(str(error), ExitStatus.USAGE)
-    except OSError as error:
-        fail(f"{reason_of(error)}; nothing has changed", ExitStatus.FAILED)
 
 
 def _still_working(guest: Guest | None, error: MigrationError) -> str:

@@ -13,15 +13,20 @@ from pathlib import Path
 import click
 
 from precopy.cli.common import (
-    PROGRESS_KINDS,
-    SECONDS,
     SOME_SECONDS,
     fail,
     memory_of,
     open_or_fail,
     progress_of,
-    size,
     warn,
+)
+from precopy.cli.options import (
+    json_option,
+    max_memory_option,
+    progress_option,
+    run_for_option,
+    settle_option,
+    silence_option,
 )
 from precopy.cli.signals import SignalEvent, Signals
 from precopy.cli.timeline import option as timeline_option
@@ -35,9 +40,6 @@ from precopy.engine.target import Received, TargetOptions
 from precopy.engine.target import receive as take
 from precopy.engine.timeline import Notes, Timeline
 from precopy.vfio.guest import Guest
-
-#: All the memory that this machine has: a guest that fills more would be its end.
-MACHINE_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @click.command()
@@ -57,34 +59,13 @@ MACHINE_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 @click.option(
     "--wait", type=SOME_SECONDS, help="Seconds to wait for a source.  [default: for ever]"
 )
-@click.option(
-    "--silence",
-    type=SOME_SECONDS,
-    default=30.0,
-    show_default=True,
-    help="Seconds a source may say nothing.",
-)
-@click.option(
-    "--max-memory",
-    type=size,
-    default=str(MACHINE_MEMORY),
-    help="Most guest memory to take, such as 4G.  [default: this machine's memory]",
-)
-@click.option(
-    "--run-for",
-    type=SECONDS,
-    help="End the device so many seconds after it was taken over.  [default: at SIGTERM]",
-)
-@click.option(
-    "--settle",
-    type=SECONDS,
-    default=5.0,
-    show_default=True,
-    help="Seconds the guest has to settle.",
-)
+@silence_option("source")
+@max_memory_option
+@run_for_option
+@settle_option
 @timeline_option
-@click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
-@click.option("--json", "as_json", is_flag=True, help="What happened, as JSON lines on stdout.")
+@progress_option
+@json_option("What happened, as JSON lines on stdout.")
 def receive(
     device: str,
     listen: str,

@@ -9,7 +9,12 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from precopy.engine.outcome import ExitStatus
+from precopy.cli.common import fail
+from precopy.engine import address as addresses
+from precopy.engine.address import AddressError
+from precopy.engine.channel import Channel
+from precopy.engine.outcome import ExitStatus, reason_of
+from precopy.engine.progress import Progress, Snapshot, safely
 from precopy.vfio.guest import GuestCounts
 
 #: Seconds for the process to be connected to, so that it does not outlive who started it.
@@ -124,3 +129,27 @@ class Receiver:
         if code < 0:
             return f"the receiving process was ended by {signal.Signals(-code).name}"
         return f"the receiving process ended with status {code}"
+
+
+def address_of(receiver: Receiver) -> str:
+    """Where it listens. Its own complaint and status, where it does not."""
+    address = receiver.address()
+    if address is None:
+        fate = receiver.end()
+        fail(receiver.complaint or f"{fate}; nothing has changed", receiver.status)
+    return address
+
+
+def connect(target: str, silence: float, wait: float, tell: Progress) -> Channel:
+    """A channel to where a target listens; without one, the line that says why."""
+    told = safely(tell)
+    try:
+        address = addresses.parse(target)
+        waiting = Snapshot(f"waiting: nobody listens at {address} yet")
+        return Channel(
+            addresses.connect(address, silence, wait=wait, waiting=lambda: told(waiting))
+        )
+    except AddressError as error:
+        fail(str(error), ExitStatus.USAGE)
+    except OSError as error:
+        fail(f"{reason_of(error)}; nothing has changed", ExitStatus.FAILED)

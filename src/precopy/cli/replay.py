@@ -9,15 +9,18 @@ from pathlib import Path
 import click
 
 from precopy.cli.common import (
-    PROGRESS_KINDS,
-    SECONDS,
-    SOME_SECONDS,
     fail,
     number,
     progress_of,
 )
-from precopy.cli.migrate import address_of, connect
-from precopy.cli.receiver import Receiver
+from precopy.cli.options import (
+    connect_wait_option,
+    json_option,
+    progress_option,
+    silence_option,
+    started_run_for_option,
+)
+from precopy.cli.receiver import Receiver, address_of, connect
 from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine import address as addresses
 from precopy.engine.outcome import ExitStatus, MigrationError
@@ -35,23 +38,11 @@ from precopy.engine.replay import replay as play
     show_default=True,
     help="Times the recording's own pace; 0: as fast as it goes.",
 )
-@click.option("--wait", type=SECONDS, default=0.0, help="Seconds to go on trying to connect.")
-@click.option(
-    "--silence",
-    type=SOME_SECONDS,
-    default=30.0,
-    show_default=True,
-    help="Seconds a target may say nothing.",
-)
-@click.option(
-    "--run-for",
-    type=SECONDS,
-    default=1.0,
-    show_default=True,
-    help="Seconds that a guest works on in a process started for it, before it is counted.",
-)
-@click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
-@click.option("--json", "as_json", is_flag=True, help="What happened, as JSON.")
+@connect_wait_option
+@silence_option("target")
+@started_run_for_option
+@progress_option
+@json_option("What happened, as JSON.")
 def replay(
     file: Path,
     target: str,

@@ -7,58 +7,23 @@ from pathlib import Path
 import click
 
 from precopy.cli.common import (
-    MILLISECONDS,
-    PROGRESS_KINDS,
-    SECONDS,
     fail,
     memory_of,
     open_or_fail,
     progress_of,
 )
+from precopy.cli.options import json_option, policy_of, policy_options, progress_option
 from precopy.cli.signals import SignalEvent, Signals
 from precopy.engine.outcome import ExitStatus, MigrationError
-from precopy.engine.policy import GiveUp, Policy
 from precopy.engine.save import save as save_to
 from precopy.engine.source import Options
-from precopy.memory.tracker import KINDS as TRACKERS
 
 
 @click.command()
 @click.argument("device")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--stopped", is_flag=True, help="Read all of it while the device stands still.")
-@click.option(
-    "--downtime-limit",
-    type=MILLISECONDS,
-    default=300.0,
-    show_default=True,
-    help="Milliseconds that it may stand still, as far as PRE_COPY can do that.",
-)
-@click.option(
-    "--max-rounds",
-    type=click.IntRange(min=0),
-    default=30,
-    show_default=True,
-    help="Passes over what has changed.",
-)
-@click.option("--min-rounds", type=click.IntRange(min=0), default=0, help="Middle images at least.")
-@click.option(
-    "--timeout", type=SECONDS, default=300.0, show_default=True, help="Seconds in PRE_COPY."
-)
-@click.option(
-    "--give-up",
-    type=click.Choice([each.value for each in GiveUp]),
-    default=GiveUp.SWITCH_OVER.value,
-    show_default=True,
-    help="What to do when the limit can't be met, as for migrate.",
-)
-@click.option(
-    "--tracking",
-    type=click.Choice(["auto", *TRACKERS]),
-    default="auto",
-    show_default=True,
-    help="What tells which pages the guest writes.",
-)
+@policy_options
 @click.option(
     "--keep",
     type=click.Choice(["running", "stopped"]),
@@ -67,8 +32,8 @@ from precopy.memory.tracker import KINDS as TRACKERS
     help="What becomes of the device; stopped: where it outlives this process, it stands in STOP.",
 )
 @click.option("--force", is_flag=True, help="Replace FILE where there is one.")
-@click.option("--progress", type=click.Choice(PROGRESS_KINDS), default="auto")
-@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@progress_option
+@json_option("The report as JSON.")
 def save(
     device: str,
     file: Path,
@@ -93,7 +58,7 @@ def save(
         fail(f"{file} exists: --force replaces it", ExitStatus.USAGE)
     options = Options(
         precopy=not stopped,
-        policy=Policy(downtime_limit / 1e3, max_rounds, timeout, GiveUp(give_up)),
+        policy=policy_of(downtime_limit, max_rounds, timeout, give_up),
         min_rounds=min_rounds,
         cancel=SignalEvent(),
         tracking=tracking,
