@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from precopy.conformance.matrix.holding import Held
 from precopy.conformance.matrix.targets import targets
@@ -30,7 +29,7 @@ class Entry:
     why: str
     #: Where the reason is to be seen, of what is known.
     reference: str = ""
-    #: The verdict, also of what is known: ``fail`` or ``kernel down``.
+    #: The verdict of what is known: ``fail`` or ``kernel down``.
     verdict: str = ""
 
 
@@ -85,12 +84,14 @@ def row(held: Held) -> Row:
 
 def _entry(result: Result) -> Entry:
     if result.known:
-        why, reference = result.known.reason, result.known.reference
-    elif result.what:
-        why, reference = f"{result.what}: expected {result.expected}, came {result.came}", ""
-    else:
-        why, reference = result.came, ""
-    return Entry(result.check.name, result.told, why, reference, result.verdict.value)
+        known = result.known
+        return Entry(
+            result.check.name, result.told, known.reason, known.reference, result.verdict.value
+        )
+    why = result.came
+    if result.what:
+        why = f"{result.what}: expected {result.expected}, came {result.came}"
+    return Entry(result.check.name, result.told, why)
 
 
 def worst(rows: Sequence[Row]) -> ConformStatus:
@@ -120,12 +121,13 @@ def gone(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
 
 def dump(rows: Sequence[Row]) -> str:
     """The file. It says the same of the same results: no times, no names of machines."""
-    told = {"format": _FORMAT, "rows": [_row(each) for each in rows]}
-    return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    text = ",\n".join(_row(each) for each in rows)
+    return f'{{"format": {_FORMAT}, "rows": [\n{text}\n]}}\n'
 
 
-def _row(row: Row) -> dict[str, Any]:
-    return {
+def _row(row: Row) -> str:
+    """A line about the target, and one for each entry, so that a change shows where it is."""
+    head = {
         "target": row.target,
         "kernel": row.kernel,
         "release": row.release,
@@ -133,11 +135,16 @@ def _row(row: Row) -> dict[str, Any]:
         "status": row.status,
         "counts": row.counts,
         "surprise": row.surprise,
-        "gone": [list(each) for each in row.gone],
-        "entries": [
-            [each.check, each.told, each.why, each.reference, each.verdict] for each in row.entries
-        ],
+        "gone": row.gone,
     }
+    entries = ",\n".join(f"  {json.dumps(_fields(each))}" for each in row.entries)
+    return f'{json.dumps(head)[:-1]}, "entries": [\n{entries}\n]}}'
+
+
+def _fields(entry: Entry) -> list[str]:
+    """Without the last ones where they are empty."""
+    found = [entry.check, entry.told, entry.why, entry.reference, entry.verdict]
+    return found if entry.reference or entry.verdict else found[:3]
 
 
 def load(path: Path) -> list[Row]:
