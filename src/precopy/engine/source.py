@@ -6,14 +6,12 @@ nothing is done here by itself.
 """
 
 import contextlib
-import errno
 import threading
 import time
 from dataclasses import dataclass, field
 
 from precopy.engine import manifest, messages
 from precopy.engine.channel import (
-    MAX_DATA,
     MEMORY,
     Channel,
     ChannelError,
@@ -34,6 +32,7 @@ from precopy.engine.outcome import (
 from precopy.engine.policy import Decision, Measured, Pace, Policy, predicted_downtime
 from precopy.engine.progress import Progress, Snapshot, safely, silent
 from precopy.engine.report import Image, Report
+from precopy.engine.sending import Sending
 from precopy.engine.timeline import Notes, Timeline, exchange, noting
 from precopy.engine.timeline.clock import Clock
 from precopy.pci.memory import PAGE_SIZE
@@ -71,7 +70,6 @@ class _Source:
         self, opened: Opened, channel: Channel, options: Options, progress: Progress
     ) -> None:
         self._device, self._guest = opened.device, opened.guest
-        self._count_records = opened.count_records
         self._opened, self._channel = opened, channel
         self._options, self._progress = options, safely(progress)
         channel.cancel = options.cancel
@@ -81,13 +79,11 @@ class _Source:
         self._notes: Notes | None = None
         if self._timeline is not None:
             self._note_for(self._timeline)
-        self._buffer = memoryview(bytearray(MAX_DATA))
         self._file: MigrationFile | None = None
         self._listener: Listener | None = None
         self._paused = self._slowed = False
         #: Whether the device has left RUNNING since this began.
         self._touched = False
-        self._sent, self._sending = 0, 0.0
         self._fixed = 0.0
         self._info = PrecopyInfo(0, 0)
         #: Whether the device can be read while it runs.
@@ -104,6 +100,9 @@ class _Source:
             )
         channel.limit_rate(options.max_bandwidth)
         self.report = Report(source=opened.device.name, precopy=options.precopy)
+        self._sending = Sending(
+            channel, self.report, self._notes, opened.count_records, self._check, self._tell
+        )
 
     def _note_for(self, timeline: Timeline) -> None:
         self._notes = notes = timeline.source = Notes()
@@ -141,7 +140,7 @@ class _Source:
                 self._file.close()
         self._add_memory()
         self.report.total_seconds = time.monotonic() - began
-        self.report.bandwidth = self._bandwidth()
+        self.report.bandwidth = self._sending.bandwidth
         self.report.outcome = "moved; the device runs at the target"
         if self._timeline is not None:
             self._end_timeline(self._timeline)
@@ -165,8 +164,8 @@ class _Source:
         self._progress(
             Snapshot(
                 phase,
-                self._sent,
-                self._bandwidth(),
+                self._sending.sent,
+                self._sending.bandwidth,
                 info.initial_bytes,
                 info.dirty_bytes,
                 self.report.predicted_downtime,
@@ -177,9 +176,6 @@ class _Source:
         if self._options.cancel.is_set():
             raise Interrupted("interrupted")
         self._target().check()
-
-    def _bandwidth(self) -> float:
-        return self._sent / self._sending if self._sending else 0.0
 
     def _greet(self) -> None:
         channel = self._channel
@@ -241,7 +237,7 @@ class _Source:
         pace = Pace(self._options.policy, self._options.min_rounds)
         sent = self._drain(Image("initial"), "initial image") if self._live else 0
         if memory is not None and tracked:
-            self._send_memory("guest memory")
+            self._sending.memory(memory, "guest memory")
         pace.begin(sent)
         while True:
             now = self._measure()
@@ -263,7 +259,7 @@ class _Source:
             if self._live:
                 got += self._drain(Image(f"middle {pace.middle}"), "middle images")
             if memory is not None and tracked:
-                got += self._send_memory("guest memory")
+                got += self._sending.memory(memory, "guest memory")
             pace.went(got)
         self.report.rounds = pace.rounds
         self.report.notes += pace.notes(now)
@@ -292,75 +288,20 @@ class _Source:
             self._notes.count("memory_bytes", memory.remaining_bytes)
         return Measured(
             remaining_bytes=self._info.initial_bytes + self._info.dirty_bytes,
-            bandwidth=self._bandwidth(),
+            bandwidth=self._sending.bandwidth,
             load_rate=self._target().load_rate,
             fixed=self._fixed + answer,
             memory_bytes=memory.remaining_bytes if memory is not None else 0,
             dirty_rate=memory.report.dirty_rate if memory is not None else 0.0,
         )
 
-    def _send_memory(self, phase: str) -> int:
-        memory = self._memory
-        assert memory is not None
-        self._tell(phase)
-        before, seconds = self._channel.bytes_sent, memory.sending_seconds
-        began = time.monotonic()
-        moved = memory.send()
-        if self._notes is not None:
-            self._notes.span("memory", phase, began, time.monotonic(), bytes=moved)
-            self._notes.count("memory_bytes", memory.remaining_bytes)
-        self._sent += self._channel.bytes_sent - before
-        self._sending += memory.sending_seconds - seconds
-        self._tell(phase)
-        return moved
-
     def _require_file(self) -> MigrationFile:
         assert self._file is not None
         return self._file
 
     def _drain(self, image: Image, phase: str) -> int:
-        """Send what there is to read now; the bytes sent. The image is noted where there were any."""
-        file = self._require_file()
-        counter = self._count_records() if self._count_records else None
-        began = time.monotonic()
-        while True:
-            self._check()
-            asked = time.monotonic() if self._notes is not None else 0.0
-            try:
-                count = file.readinto(self._buffer)
-            except OSError as error:
-                if error.errno == errno.ENOMSG:
-                    break
-                raise Failed(f"the device's state can't be read: {error.strerror}") from error
-            if not count:
-                break
-            piece = self._buffer[:count]
-            if self._notes is not None:
-                self._notes.span("read", image.kind, asked, time.monotonic(), bytes=count)
-            if counter is not None:
-                counter(piece)
-            self._send_data(piece, image.kind)
-            image.bytes += count
-            self._tell(phase)
-        image.seconds = time.monotonic() - began
-        if counter is not None:
-            image.records = counter(b"")
-        if image.bytes:
-            self.report.images.append(image)
-            if self._notes is not None:
-                self._notes.span(
-                    "images", image.kind, began, began + image.seconds, bytes=image.bytes
-                )
-        return image.bytes
-
-    def _send_data(self, piece: memoryview, image: str) -> None:
-        began = time.monotonic()
-        self._channel.send_data(piece)
-        ended = time.monotonic()
-        self._sending += ended - began
-        if self._notes is not None:
-            self._notes.span("sent", image, began, ended, bytes=len(piece))
-        self._sent += len(piece)
+        """Send what there is to read now; the bytes sent."""
+        return self._sending.image(self._require_file(), image, phase)
 
     # --- While it stands still ----------------------------------------------------------------
 
@@ -405,7 +346,7 @@ class _Source:
         self.report.digest = f"{digest:016x}"
         messages.send(self._channel, "end", bytes=before + final, digest=digest)
         if self._memory is not None:
-            self._send_memory("guest memory, stopped")
+            self._sending.memory(self._memory, "guest memory, stopped")
         messages.send(self._channel, "switch", digest=self._channel.end_sent(MEMORY))
         self._tell("waiting for the target")
         _, ready = self._wait("ready")
