@@ -41,7 +41,7 @@ def _of_migrations() -> list[Figure]:
             noted = number % 2 == 0
             reports[noted].append(_migrate(["--timeline", str(file)] if noted else []))
     figures = []
-    for key, name, bound in (("total_seconds", "total time", 1.1), ("downtime", "downtime", 1.25)):
+    for key, name, bound in (("total_seconds", "total time", 1.2), ("downtime", "downtime", 1.25)):
         with_one, without = (
             min(report[key] for report in reports[noted]) for noted in (True, False)
         )
