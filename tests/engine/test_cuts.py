@@ -161,7 +161,7 @@ def test_a_target_that_has_the_right_to_run_runs() -> None:
 )
 def test_a_target_that_says_nothing_more(at: Point) -> None:
     with both(LARGE) as pair:
-        pair.move(Options(silence=0.2), at=at, then=Then.LOSE)
+        pair.move(Options(silence=0.5), at=at, then=Then.LOSE)
         check(pair, KEPT if at.kind == "ready" else UNTOUCHED, NOTHING)
         assert f"the target did not say {at.kind}" in str(pair.at_source)
 
@@ -169,7 +169,7 @@ def test_a_target_that_says_nothing_more(at: Point) -> None:
 @pytest.mark.parametrize("kind", ["hello", "manifest", "data", "switch", "run"])
 def test_a_source_that_says_nothing_more(kind: str) -> None:
     with both(LARGE) as pair:
-        pair.move(at=Point(SOURCE, kind), then=Then.LOSE, target_options=TargetOptions(silence=0.2))
+        pair.move(at=Point(SOURCE, kind), then=Then.LOSE, target_options=TargetOptions(silence=0.5))
         assert "the peer said nothing for too long" in str(pair.at_target)
         # The target says so, and the source has its device again, also after RUN.
         check(pair, UNTOUCHED if kind in ("hello", "manifest") else KEPT, NOTHING)
