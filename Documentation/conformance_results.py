@@ -49,18 +49,22 @@ def summary() -> list[str]:
 def _of(found: Iterable[Row], everywhere: list[Row]) -> str:
     """Which rows these are, in words: by kernel, and by target where it is not all of them."""
     there = list(found)
-    told = []
+    by_targets: dict[str, list[str]] = {}
     for where in dict.fromkeys(_where(row) for row in there):
         names = [row.target for row in there if _where(row) == where]
         # Where all is not applicable, nothing could have come.
-        of_all = [
+        others = [
             row.target
             for row in everywhere
-            if _where(row) == where and row.count(_SKIPPED) < sum(row.counts.values())
+            if _where(row) == where
+            and row.target not in names
+            and row.count(_SKIPPED) < sum(row.counts.values())
         ]
-        which = "" if names == of_all else ": " + ", ".join(f"``{name}``" for name in names)
-        told.append(f"{where}{which}")
-    return "; ".join(told)
+        but = len(others) < len(names)
+        which = ", ".join(f"``{name}``" for name in (others if but else names))
+        told = (f": all but {which}" if but else f": {which}") if others else ""
+        by_targets.setdefault(told, []).append(where)
+    return "; ".join(f"{', '.join(kernels)}{told}" for told, kernels in by_targets.items())
 
 
 def failures() -> list[str]:
