@@ -11,7 +11,7 @@ CHECKS = load()
 TARGETS = {each.name: each for each in targets()}
 
 
-@pytest.mark.parametrize("version", ["newest", "6.12"])
+@pytest.mark.parametrize("version", ["newest", pytest.param("6.12", marks=pytest.mark.older)])
 def test_mtty(version: str) -> None:
     names = ("running-at-first", "poll-when-the-session-is-over", "function-level-reset")
     held = hold(TARGETS["mtty"], Kernel(version), [CHECKS[name] for name in names])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from precopy.lab import MTTY_UUIDS, Job, run
-from precopy.lab.build import VERSIONS
+from precopy.lab.build import NEWEST, VERSIONS
 
 TOP = Path(__file__).parents[2]
 FOLDER = TOP / "Documentation/conformance/reproducers"
@@ -33,6 +33,11 @@ MLX5 = (
     "empty_image",
     "after_precopy_error",
 )
+
+KERNELS = [
+    pytest.param(version, marks=[pytest.mark.older] if version != NEWEST else [])
+    for version in VERSIONS
+]
 
 #: Those of Linux 6.12 alone, and the adapter of each.
 OLD = {"announced_early": "mlx5?vfs=1&state=20M"}
@@ -79,7 +84,7 @@ def expect_as_recorded(found: dict[str, str]) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", KERNELS)
 def test_mtty(version: str) -> None:
     devices = dict(zip(MTTY, MTTY_UUIDS, strict=False))
     found = printed(devices, mtty=len(MTTY), version=version)
@@ -88,13 +93,14 @@ def test_mtty(version: str) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", KERNELS)
 def test_mlx5(version: str) -> None:
     found = printed(dict.fromkeys(MLX5, VF), adapter=ADAPTER, version=version)
     assert tuple(found) == MLX5
     expect_as_recorded(found)
 
 
+@pytest.mark.older
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", OLD)
 def test_an_older_kernel(name: str) -> None:
