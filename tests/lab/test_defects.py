@@ -79,7 +79,7 @@ def expect_as_recorded(found: dict[str, str]) -> None:
     other = {name: text for name, text in found.items() if text != recorded(name)}
     assert not other, (
         f"these print something else than their .out files ({', '.join(other)}): is the driver mended? "
-        "Then take out their sections in defects.rst and their entries in known/*.toml"
+        f"Then take out their sections in defects.rst and their entries in known/*.toml. {other}"
     )
 
 
