@@ -1,6 +1,5 @@
 """Recordings dissected: streams in streams, three deep."""
 
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
