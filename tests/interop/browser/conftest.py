@@ -22,9 +22,10 @@ SOURCE = "sim:mlx5?qps=64&active=8&state=16M&memory=16M"
 
 @dataclass
 class Moved:
-    """A migration's page, and what has to be in it."""
+    """A migration's page, its trace, and what has to be in them."""
 
     file: Path
+    trace: Path
     timeline: Timeline
 
 
@@ -36,7 +37,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Moved:
     command = [sys.executable, "-m", "precopy", "migrate", "--min-rounds", "2", *files]
     command += ["--progress", "none", "--run-for", "0.1", SOURCE, "sim:mlx5"]
     subprocess.run(command, check=True, capture_output=True, timeout=90)
-    return Moved(file, read(trace))
+    return Moved(file, trace, read(trace))
 
 
 @pytest.fixture(scope="session")
