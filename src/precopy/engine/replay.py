@@ -267,6 +267,7 @@ def load(
     """
     options = options or TargetOptions()
     near, far = socket.socketpair()
+    broke: list[str] = []
 
     def play() -> None:
         with (
@@ -278,13 +279,21 @@ def load(
             try:
                 player.play(path)
             except (RecordingError, OSError) as error:
-                messages.send_reason(channel, "abort", f"{path}: {reason_of(error)}")
+                broke.append(f"{path}: {reason_of(error)}")
+                messages.send_reason(channel, "abort", broke[0])
 
     thread = threading.Thread(target=play, name="replay")
     with contextlib.closing(Channel(far)) as channel:
         thread.start()
         try:
             return receive(opened, channel, options, progress)
+        except Failed as error:
+            channel.close()
+            thread.join()
+            if broke:
+                # It may have been over before the target could hear why.
+                raise Failed(f"{broke[0]}; nothing runs here") from error
+            raise
         finally:
             channel.close()
             thread.join()
