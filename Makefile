@@ -8,7 +8,7 @@ PYTHON ?= python3
 
 help:
 	@echo 'make run       move a software ConnectX VF between two processes, both ways'
-	@echo 'make test      the tests (under three minutes)'
+	@echo 'make test      the tests (three to four minutes)'
 	@echo 'make truth     a guest of 1 GiB and 1,000 QPs moves at rates from idle to saturation'
 	@echo 'make fuzz      a million spoilt streams for the dissectors'
 	@echo 'make lab-test  the tests against a real kernel (builds two the first time)'
