@@ -36,6 +36,17 @@ def _work(guest: Guest | None) -> None:
         time.sleep(0)
 
 
+def _middle(file: MigrationFile, guest: Guest | None) -> None:
+    """Until there is a middle image to read. What was sent may not have changed the device yet."""
+    end = time.monotonic() + _PATIENCE
+    _work(guest)
+    file.precopy_info()
+    while not file.poll(select.POLLIN, 0.1):
+        assert time.monotonic() < end, "no middle image"
+        _work(guest)
+        file.precopy_info()
+
+
 def precopy_stream(name: str, middle: int = 3) -> bytes:
     """PRE_COPY, under a working guest if the device has one, ``middle`` images, then STOP_COPY to the end."""
     opened = open_device(name)
@@ -47,9 +58,7 @@ def precopy_stream(name: str, middle: int = 3) -> bytes:
         assert file is not None
         found = [_drain(file)]
         for _ in range(middle):
-            _work(guest)
-            file.precopy_info()
-            assert file.poll(select.POLLIN, _PATIENCE)
+            _middle(file, guest)
             found.append(_drain(file))
         _work(guest)
         if guest is not None:
