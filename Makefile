@@ -16,7 +16,7 @@ help:
 	@echo 'make lab-soak  a working guest goes back and forth in a real kernel, TRIPS=200 times'
 	@echo 'make qemu-test QEMU moves the same device in the same kernel, and has the VF by vfio-user'
 	@echo 'make browser-test  the page of a migration, looked at in Chromium'
-	@echo 'make conform   every driver and device of the lab held to the uAPI, on both kernels (a quarter of an hour)'
+	@echo 'make conform   every driver and device of the lab held to the uAPI, on both kernels (some eight minutes)'
 	@echo 'make lint      ruff and mypy --strict'
 	@echo 'make htmldocs  the documentation, in Documentation/_build/html'
 	@echo 'make pdfdocs   the same as one PDF, in Documentation/_build/pdf'
