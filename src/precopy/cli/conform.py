@@ -15,7 +15,7 @@ from precopy.conformance import report as reports
 from precopy.conformance.check import Check
 from precopy.conformance.outcome import ConformStatus, Known, status_of
 from precopy.conformance.requirements import REQUIREMENTS
-from precopy.conformance.runner import Runner, SelectionError, load, select
+from precopy.conformance.runner import Runner, SelectionError, about, load, select
 from precopy.engine.outcome import ExitStatus
 from precopy.vfio.guest import Opened
 
@@ -145,18 +145,16 @@ def _run(
 
 def _about(device: str, peer: str | None) -> str:
     """Who the device is. Ends the command where it, or its peer, can't be opened or not migrated."""
-    about = []
+    found = []
     for name in filter(None, (device, peer)):
         opened = open_or_fail(name, target=True)
         try:
-            who = opened.device.identity
-            flags = " ".join(flag.name or "" for flag in opened.device.migration_flags)
-            about.append(f"{who.driver} {who.vendor_id:04x}:{who.device_id:04x}, {flags}")
+            found.append(about(opened.device))
         except OSError as error:
             fail(f"{name}: its driver can't migrate it: {error.strerror}", ExitStatus.FAILED)
         finally:
             opened.close()
-    return about[0]
+    return found[0]
 
 
 def _list(selected: list[Check]) -> None:

@@ -38,6 +38,13 @@ LETTING_GO, LOOK = 5.0, 0.02
 OPENING = 30.0
 
 
+def about(device: VfioDevice) -> str:
+    """Who a device is: its driver, its ids and what it supports. OSError where it can't be migrated."""
+    who = device.identity
+    flags = " ".join(flag.name or "" for flag in device.migration_flags)
+    return f"{who.driver} {who.vendor_id:04x}:{who.device_id:04x}, {flags}"
+
+
 class SelectionError(ValueError):
     """One line: what of ``--only`` nobody understands."""
 

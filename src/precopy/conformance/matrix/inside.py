@@ -25,7 +25,7 @@ from typing import Any
 from precopy.backends import DeviceNameError, open_device
 from precopy.conformance.check import Check
 from precopy.conformance.outcome import Result, Verdict
-from precopy.conformance.runner import Runner, load
+from precopy.conformance.runner import Runner, about, load
 from precopy.vfio.guest import Opened
 
 #: Seconds between two signs of life.
@@ -82,9 +82,7 @@ def _about(names: list[str]) -> str:
     for name in names:
         opened = _open(name, target=True)
         try:
-            who = opened.device.identity
-            flags = " ".join(flag.name or "" for flag in opened.device.migration_flags)
-            found.append(f"{who.driver} {who.vendor_id:04x}:{who.device_id:04x}, {flags}")
+            found.append(about(opened.device))
         finally:
             opened.close()
     return found[0]
