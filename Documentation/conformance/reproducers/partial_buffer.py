@@ -18,7 +18,8 @@ libc.mprotect(ctypes.c_void_p(start + PAGE), PAGE, 0)
 
 def length(faults):
     data_fd, total = device.set_state(DeviceState.STOP_COPY).fileno(), 0
-    while count := len(os.read(data_fd, 64 if total < 64 else 1 << 20)):
+    # The record of 24 bytes is there before the image is, which begins with 16 of its own.
+    while count := len(os.read(data_fd, {0: 24, 24: 40}.get(total, 1 << 20))):
         total += count
         if total >= 64 and faults:
             faults -= 1
