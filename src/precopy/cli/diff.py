@@ -6,10 +6,9 @@ from pathlib import Path
 import click
 
 from precopy.cli.common import fail, warn
-from precopy.cli.inspect import opened, warn_of_broken
+from precopy.cli.streams import check_format, opened
 from precopy.engine.outcome import ExitStatus, reason_of
 from precopy.stream.compare import Inventory, compare, inventory
-from precopy.stream.registry import formats
 
 #: The exit status where the two are not the same.
 DIFFERENT = 1
@@ -47,9 +46,7 @@ def diff(
 
     Exit status: 0 where they are the same, 1 where not.
     """
-    if name and name not in formats():
-        fail(f"no format {name!r}; there are {', '.join(sorted(formats()))}", ExitStatus.USAGE)
-    warn_of_broken()
+    check_format(name)
     first, second = _read(one, name), _read(other, name)
     if not everything:
         first.keep_carried()

@@ -3,19 +3,18 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 
 from precopy.cli.common import fail, warn
+from precopy.cli.streams import check_format, opened, warn_of_broken
 from precopy.engine.outcome import ExitStatus, reason_of
 from precopy.stream.dissect import dissect
 from precopy.stream.extract import MAX_STREAMS, Extract
 from precopy.stream.item import Several, Silent, Sink, Wrong
 from precopy.stream.place import Place
-from precopy.stream.registry import broken, formats
+from precopy.stream.registry import formats
 from precopy.stream.show import Brief, Lines, Tree
 
 #: The exit status where something in the stream is wrong, or nobody knows its format.
@@ -36,11 +35,6 @@ def _offset(value: str) -> int:
 _offset.__name__ = "offset"
 
 
-def warn_of_broken() -> None:
-    for name, why in broken().items():
-        warn(f"format {name} can't be loaded: {why}; mend or remove the package that brings it")
-
-
 def _list_formats(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         warn_of_broken()
@@ -56,16 +50,6 @@ class _Verdict(Silent):
 
     def wrong(self, wrong: Wrong) -> None:
         self.wrongs += 1
-
-
-@contextlib.contextmanager
-def opened(file: Path) -> Iterator[BinaryIO]:
-    """``file``, or standard input where it is ``-``. OSError."""
-    if str(file) == "-":
-        yield sys.stdin.buffer
-    else:
-        with file.open("rb", buffering=0) as source:
-            yield source
 
 
 @click.command()
@@ -107,9 +91,7 @@ def inspect(
 
     Exit status: 0, or 1 where something in it is wrong or its format is not known.
     """
-    warn_of_broken()
-    if name is not None and name not in formats():
-        fail(f"no format {name!r}; there are {', '.join(sorted(formats()))}", ExitStatus.USAGE)
+    check_format(name)
     show = Lines if as_json else Brief if brief else Tree
     teller, verdict = show(sys.stdout.write), _Verdict()
     place = Place(at) if at is not None else None

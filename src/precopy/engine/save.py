@@ -96,11 +96,10 @@ def save(
     stopped = False
     try:
         report = _move(opened, recorder, options, progress)
-        stopped = True
-        if not keep_stopped:
+        stopped = keep_stopped
+        if not stopped:
             # Before the file is safe: the device does not wait for a disk.
             began = time.monotonic()
-            stopped = False
             _resume(opened)
             took = time.monotonic() - began
             report.stages["resume"] = report.stages.get("resume", 0.0) + took

@@ -1,8 +1,10 @@
 """What was dissected, as a tree for people or as JSON, a line each, while it goes on."""
 
+import abc
 import json
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from precopy.engine.report import human
@@ -15,16 +17,34 @@ MAX_WAITING = 10_000
 _MAX_TEXT = 200
 
 
-class _Ordered(Silent):
-    """Tells in the order of the stream, each item when its size is known."""
+class Teller(Silent, abc.ABC):
+    """Writes lines; at the end, by :meth:`close`, one for each stream, by name."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
-        self._waiting: deque[tuple[Item | None, str]] = deque()
         self._over: list[Summary] = []
 
-    def _line_of(self, item: Item) -> str:
-        raise NotImplementedError
+    def over(self, summary: Summary) -> None:
+        self._over.append(summary)
+
+    def close(self) -> None:
+        """Tell what is left, and the summaries."""
+        for summary in sorted(self._over, key=lambda each: each.stream):
+            self._write(self._summary(summary) + "\n")
+
+    def _summary(self, summary: Summary) -> str:
+        return _summary_line(summary)
+
+
+class _Ordered(Teller):
+    """Tells in the order of the stream, each item when its size is known."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        super().__init__(write)
+        self._waiting: deque[tuple[Item | None, str]] = deque()
+
+    @abc.abstractmethod
+    def _line_of(self, item: Item) -> str: ...
 
     def _tell(self, line: str) -> None:
         if self._waiting:
@@ -52,13 +72,10 @@ class _Ordered(Silent):
                 break
             self._tell_first()
 
-    def over(self, summary: Summary) -> None:
-        self._over.append(summary)
-
     def close(self) -> None:
-        """Tell what is left, and the summaries."""
         while self._waiting:
             self._tell_first()
+        super().close()
 
 
 class Tree(_Ordered):
@@ -82,28 +99,12 @@ class Tree(_Ordered):
     def wrong(self, wrong: Wrong) -> None:
         self._tell(f"{wrong.file_offset:#010x} WRONG: {wrong}")
 
-    def close(self) -> None:
-        super().close()
-        for summary in sorted(self._over, key=lambda each: each.stream):
-            self._write(_summary_line(summary) + "\n")
 
-
-class Brief(Silent):
+class Brief(Teller):
     """Only the summaries, and what is wrong."""
-
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self._write = write
-        self._over: list[Summary] = []
 
     def wrong(self, wrong: Wrong) -> None:
         self._write(f"WRONG: {wrong}\n")
-
-    def over(self, summary: Summary) -> None:
-        self._over.append(summary)
-
-    def close(self) -> None:
-        for summary in sorted(self._over, key=lambda each: each.stream):
-            self._write(_summary_line(summary) + "\n")
 
 
 def _short(text: str) -> str:
@@ -160,24 +161,8 @@ class Lines(_Ordered):
             )
         )
 
-    def close(self) -> None:
-        super().close()
-        for summary in sorted(self._over, key=lambda each: each.stream):
-            self._write(
-                json.dumps(
-                    {
-                        "what": "stream",
-                        "stream": summary.stream,
-                        "format": summary.format,
-                        "title": summary.title,
-                        "bytes": summary.bytes,
-                        "phases": summary.phases,
-                        "counts": summary.counts,
-                        "wrong": summary.wrong,
-                    }
-                )
-                + "\n"
-            )
+    def _summary(self, summary: Summary) -> str:
+        return json.dumps({"what": "stream", **asdict(summary)})
 
 
 def _value(value: Any) -> Any:
