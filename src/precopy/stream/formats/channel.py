@@ -38,7 +38,6 @@ class _State:
     """What has been heard so far."""
 
     def __init__(self) -> None:
-        self.frames = 0
         self.device: Stream | None = None
         self.name, self.format = "device", ""
         self.phase = "PRE_COPY"
@@ -108,9 +107,9 @@ def _frame(stream: Stream, state: _State) -> Steps[None]:
         )
         if kind != CONTROL:
             state.digests[kind] = None
-    state.frames += 1
     stream.count("frames")
-    with stream.group(f"frame {state.frames}", HEADER_BYTES + length, _KINDS[kind]):
+    number = stream.summary.counts["frames"]
+    with stream.group(f"frame {number}", HEADER_BYTES + length, _KINDS[kind]):
         content = bytes(payload) if kind == CONTROL else b""
         yield from stream.struct("header", HEADER)
         if kind == CONTROL:
