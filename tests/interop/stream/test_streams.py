@@ -1,15 +1,11 @@
 """What QEMU itself says, in every way of migrating, is dissected to the last byte."""
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from precopy.lab import Job, LabError, run
-from precopy.lab.build import built
-from precopy.lab.qemu import require
+from tests.interop.inside_lab import inside
 from tests.interop.stream.inside import WAYS
 
 # The first test waits for all the runs.
@@ -24,26 +20,8 @@ Told = dict[str, Any]
 @pytest.fixture(scope="module")
 def told(request: pytest.FixtureRequest) -> dict[str, Told]:
     """All of it, made here and now."""
-    try:
-        if built() is None:
-            raise LabError("no kernel has been built yet: run precopy lab build")
-        job = Job(
-            [sys.executable, "-m", "tests.interop.stream.inside", str(require())],
-            mtty=4,
-            memory="1500M",
-            timeout=400.0,
-            cwd=Path(__file__).parents[3],
-        )
-        capture = request.config.pluginmanager.getplugin("capturemanager")
-        with capture.global_and_fixture_disabled():
-            print()
-            result = run(job, None, sys.stderr.write)
-    except LabError as error:
-        pytest.exit(f"precopy: lab: {error}", returncode=1)
-    if result.status or result.trouble:
-        last = (result.err.strip().splitlines() or ["nothing was said"])[-1]
-        pytest.exit(f"precopy: lab: {result.trouble or last}", returncode=1)
-    found = json.loads(result.out)
+    out = inside(request, "tests.interop.stream.inside", mtty=4, timeout=400.0)
+    found = json.loads(out)
     assert isinstance(found, dict)
     return found
 
