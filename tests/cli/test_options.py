@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -192,7 +193,8 @@ def test_a_signal_may_come_while_its_event_is_waited_for() -> None:
             nonlocal left
             left -= 1
             if not left:
-                os.kill(os.getpid(), signal.SIGHUP)
+                # To this thread: in another one it would come a little later.
+                signal.pthread_kill(threading.get_ident(), signal.SIGHUP)
             return trace
 
         with Signals() as signals:
